@@ -1,0 +1,67 @@
+"""Activities that any control worker may run: they touch the store and Temporal, not torch."""
+
+from __future__ import annotations
+
+from loomos.jobs.messages import (
+    AttemptPlan,
+    LeaseAudit,
+    OpenAttempt,
+    ResolvedInputs,
+)
+from loomos.manifest import TrainingSpec
+from loomos.settings import Settings
+from loomos.storage import open_store
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.failures import in_thread
+
+
+class ControlActivities:
+    """Activities of the control worker."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self._settings, self._client = settings, client
+
+    @activity.defn
+    async def resolve_inputs(self, spec: TrainingSpec) -> ResolvedInputs:
+        """Pin model and data to digests and put local files into the store."""
+        from loomos.training.resolve import resolve
+
+        return await in_thread(lambda say: resolve(spec, self._settings.storage, say))
+
+    @activity.defn
+    async def open_attempt(self, request: OpenAttempt) -> AttemptPlan:
+        """Make a new generation the current one; asked again, it answers the same."""
+        from loomos.training.fences import open_generation
+
+        store = open_store(self._settings.storage)
+        return await in_thread(
+            lambda say: open_generation(
+                store, request.job_id, request.claim, from_scratch=request.from_scratch
+            )
+        )
+
+    @activity.defn
+    async def noop(self) -> None:
+        """Do nothing."""
+
+    @activity.defn
+    async def audit_leases(self, audit: LeaseAudit) -> LeaseAudit:
+        """Of these holders, those that are closed or unknown."""
+        gone: list[tuple[str, str]] = []
+        for job_id, run_id in audit.holders:
+            activity.heartbeat(job_id)
+            try:
+                description = await self._client.get_workflow_handle(
+                    job_id, run_id=run_id
+                ).describe()
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+                gone.append((job_id, run_id))
+                continue
+            if description.status != WorkflowExecutionStatus.RUNNING:
+                gone.append((job_id, run_id))
+        return LeaseAudit(holders=gone)

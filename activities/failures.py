@@ -1,0 +1,65 @@
+"""The one place where LoomOS errors become Temporal failures, and long threads heartbeat."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from loomos.errors import LoomOSError
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+)
+
+T = TypeVar("T")
+
+LONGEST_MESSAGE = 2000
+
+
+class FailureInterceptor(Interceptor):
+    """Maps `LoomOSError` to `ApplicationError`, with its class name as the type."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        """Wrap the next interceptor."""
+        return _Inbound(next)
+
+
+class _Inbound(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        try:
+            return await self.next.execute_activity(input)
+        except LoomOSError as error:
+            raise application_error(
+                type(error).__name__, str(error), retryable=error.retryable
+            ) from error
+
+
+def application_error(kind: str, message: str, *, retryable: bool) -> ApplicationError:
+    """A failure as workflows see it; long messages are cut, since history keeps them."""
+    return ApplicationError(message[:LONGEST_MESSAGE], type=kind, non_retryable=not retryable)
+
+
+async def in_thread(
+    call: Callable[[Callable[[str], None]], T], every_s: float = 3.0, first: str = ""
+) -> T:
+    """Run blocking work in a thread and heartbeat while it runs.
+
+    Args:
+        call: gets a function to say what it is doing; that becomes the heartbeat's detail.
+        every_s: seconds between heartbeats.
+        first: detail of the first heartbeat.
+    """
+    doing = [first]
+
+    def say(what: str) -> None:
+        doing[0] = what
+
+    task = asyncio.ensure_future(asyncio.to_thread(call, say))
+    while not task.done():
+        activity.heartbeat(doing[0])
+        await asyncio.wait([task], timeout=every_s)
+    return await task

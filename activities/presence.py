@@ -1,0 +1,46 @@
+"""A node's heartbeat: one activity that lasts as long as the worker does."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import psutil
+from loomos.jobs.messages import Empty, NodeInfo
+from temporalio import activity
+
+INTERVAL_S = 2.0
+
+
+class PresenceActivities:
+    """The activity that the `Cluster` workflow keeps on each node."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self.is_held = asyncio.Event()
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """End the activity in order: the cluster marks the node lost at once."""
+        self._leaving.set()
+
+    @activity.defn
+    async def hold_node(self, info: NodeInfo) -> Empty:
+        """Heartbeat with the node's load until it leaves."""
+        self.is_held.set()
+        try:
+            while not self._leaving.is_set():
+                memory = psutil.virtual_memory()
+                activity.heartbeat(
+                    {
+                        "cpu_percent": psutil.cpu_percent(),
+                        "memory_percent": memory.percent,
+                        "memory_available_bytes": memory.available,
+                        "storage_free_bytes": shutil.disk_usage(self._scratch).free,
+                    }
+                )
+                await asyncio.wait([asyncio.ensure_future(self._leaving.wait())], timeout=INTERVAL_S)
+        finally:
+            self.is_held.clear()
+        return Empty()

@@ -1,0 +1,206 @@
+"""One node's part of an attempt, supervised.
+
+The activity forks the node's ranks out of the warm host, relays their progress by heartbeat, and
+answers for them: when it is cancelled they get SIGTERM, time for a last checkpoint, then SIGKILL.
+It is never retried; the workflow makes a new gang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS, AttemptFailed
+from loomos.jobs.messages import (
+    ModelVersion,
+    PublishRequest,
+    TrainAssignment,
+    TrainOutcome,
+)
+from loomos.settings import Settings
+from loomos.storage import open_store
+from temporalio import activity
+
+from activities.attempt_reports import AttemptReports
+from activities.failures import application_error
+from activities.rank_host import HostedProcess, RankHost
+
+HEARTBEAT_INTERVAL_S = 1.0
+SIGNAL_INTERVAL_S = 60.0
+"""Progress reaches the workflow's history at most so often, so that history stays short."""
+STALL_S = 900.0
+"""Ranks that report nothing for so long hang."""
+KILL_MARGIN_S = 5.0
+"""Time beyond the ranks' own grace before the whole process group is killed."""
+
+
+class TrainActivities:
+    """Activities of a GPU worker that need torch, by way of the rank host."""
+
+    def __init__(self, settings: Settings, host: RankHost, scratch: Path) -> None:
+        self._settings, self._host, self._scratch = settings, host, scratch
+
+    @activity.defn
+    async def train(self, job: TrainAssignment) -> TrainOutcome:
+        """Run this node's ranks to their end.
+
+        Raises:
+            ApplicationError: the first rank's error; non-retryable if a new gang would meet it too.
+        """
+        # Imported here: the message lives beside torch-only modules but needs no torch itself.
+        from loomos.training.requests import RankRequest
+
+        store = open_store(self._settings.storage)
+        with self._folder(f"g{job.generation}-") as folder:
+            reports = AttemptReports(job, store, folder)
+            request = RankRequest(
+                assignment=job,
+                storage=self._settings.storage,
+                scratch=self._scratch,
+                pipe=reports.pipe,
+            )
+            request.write(folder / "request.json")
+            signals = _ProgressSignals(job, reports)
+            async with _running(reports.follow()), _running(_heartbeats(reports)), _running(
+                signals.send()
+            ):
+                process = await self._host.run("train", folder / "request.json", folder)
+                grace_s = job.spec.runtime.stop_grace.total_seconds() + KILL_MARGIN_S
+                code = await _supervise(process, grace_s, reports)
+            await asyncio.to_thread(reports.finish)
+            return _outcome(reports, code)
+
+    @activity.defn
+    async def publish_model(self, request: PublishRequest) -> ModelVersion:
+        """Turn a checkpoint into a model version; done twice it makes one version."""
+        from loomos.training.requests import ExportRequest
+
+        with self._folder("publish-") as folder:
+            export = ExportRequest(
+                publish=request,
+                storage=self._settings.storage,
+                scratch=self._scratch,
+                result=folder / "result.json",
+            )
+            export.write(folder / "request.json")
+            async with _running(_heartbeats(None)):
+                process = await self._host.run("export", folder / "request.json", folder)
+                code = await _supervise(process, 0, None)
+            if not export.result.exists():
+                raise AttemptFailed(f"the export process died (exit {code})")
+            result = json.loads(export.result.read_text())
+        if "error" in result:
+            error = result["error"]
+            raise application_error(error["type"], error["message"], retryable=error["retryable"])
+        return ModelVersion.model_validate(result["version"])
+
+    @contextlib.contextmanager
+    def _folder(self, prefix: str) -> Any:
+        root = self._scratch / "attempts"
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def _running(work: Any) -> AsyncIterator[None]:
+    """Run a coroutine beside the block; end it with the block; its failure is the block's."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _heartbeats(reports: AttemptReports | None) -> None:
+    while True:
+        if reports is None:
+            activity.heartbeat()
+        else:
+            activity.heartbeat(reports.progress)
+        await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+
+
+async def _supervise(
+    process: HostedProcess, grace_s: float, reports: AttemptReports | None
+) -> int:
+    """Wait for the process; if cancelled, stop it with grace; kill it if it hangs."""
+    try:
+        while True:
+            done, _ = await asyncio.wait([process.exit_code], timeout=5)
+            if done:
+                return process.exit_code.result()
+            if reports is not None and time.monotonic() - reports.changed_at > STALL_S:
+                reports.event(f"ranks have said nothing for {STALL_S:.0f} s; killed")
+                process.kill()
+    except asyncio.CancelledError:
+        process.terminate()
+        if grace_s:
+            await _wait(process, grace_s)
+    finally:
+        process.kill()
+    await _wait(process, 30)
+    return process.exit_code.result() if process.exit_code.done() else -9
+
+
+async def _wait(process: HostedProcess, timeout_s: float) -> None:
+    """Wait for the end of a process, whatever cancellations come."""
+    deadline = time.monotonic() + timeout_s
+    while not process.exit_code.done() and (left := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([process.exit_code], timeout=left)
+
+
+def _outcome(reports: AttemptReports, code: int) -> TrainOutcome:
+    """What the workflow is told: the outcome, or the error that came first and matters most."""
+    if reports.outcome is not None and not reports.failures:
+        return reports.outcome
+    fatal = [f for f in reports.failures if f["type"] in NON_RETRYABLE_TRAINING_ERRORS]
+    for failure in (*fatal, *reports.failures):
+        raise application_error(
+            failure["type"],
+            f"rank {failure['rank']}: {failure['type']}: {failure['message']}",
+            retryable=not fatal,
+        )
+    raise AttemptFailed(f"ranks ended with exit code {code} and no word")
+
+
+class _ProgressSignals:
+    """Tells the workflow of progress: the first step, damaged checkpoints, then once a minute."""
+
+    def __init__(self, job: TrainAssignment, reports: AttemptReports) -> None:
+        self._job, self._reports = job, reports
+        self._due = asyncio.Event()
+        self._sent_at = 0.0
+        self._stepped = False
+        if job.node_rank == 0:
+            reports.listen(self._note)
+
+    def _note(self, kind: str) -> None:
+        first_step = kind == "step" and not self._stepped
+        self._stepped = self._stepped or kind == "step"
+        often_enough = time.monotonic() - self._sent_at < SIGNAL_INTERVAL_S
+        if first_step or (kind == "committed" and not often_enough):
+            self._due.set()
+
+    async def send(self) -> None:
+        handle = activity.client().get_workflow_handle(
+            self._job.job_id, run_id=activity.info().workflow_run_id
+        )
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            self._sent_at = time.monotonic()
+            await handle.signal("progress", self._reports.progress)

@@ -1,0 +1,1 @@
+"""The gateway: HTTP in front of Temporal and the store. Thin: it validates, authorises, asks."""

@@ -1,0 +1,62 @@
+"""What routes need: the clients behind the gateway, and who is asking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from loomos.client.workflows import WorkflowClient
+from loomos.errors import Forbidden, Unauthenticated
+from loomos.security.tokens import Identity, Scope, verify
+from loomos.storage import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """The parts behind the gateway."""
+
+    workflows: WorkflowClient
+    """Temporal."""
+    store: Store
+    """Artifacts."""
+    signing_key: str
+    """Verifies tokens."""
+
+
+def gateway(request: Request) -> Gateway:
+    """The parts behind the app that serves this request."""
+    found: Gateway = request.app.state.gateway
+    return found
+
+
+_bearer = HTTPBearer(auto_error=False, description="Token minted by `loomos auth create-token`.")
+
+
+def identity(
+    parts: Annotated[Gateway, Depends(gateway)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Identity:
+    """Who is asking."""
+    if credentials is None:
+        raise Unauthenticated("send a bearer token; `loomos auth login` stores one")
+    return verify(parts.signing_key, credentials.credentials)
+
+
+def require(scope: Scope) -> Callable[..., Coroutine[Any, Any, Identity]]:
+    """Dependency that lets only tokens with `scope` pass."""
+
+    async def check(who: Annotated[Identity, Depends(identity)]) -> Identity:
+        if not who.allows(scope):
+            raise Forbidden(f"this needs the scope {scope!r}; the token of {who.subject} lacks it")
+        return who
+
+    return check
+
+
+Parts = Annotated[Gateway, Depends(gateway)]
+Reader = Annotated[Identity, Depends(require("read"))]
+Submitter = Annotated[Identity, Depends(require("submit"))]
+Admin = Annotated[Identity, Depends(require("admin"))]

@@ -1,0 +1,115 @@
+"""The one place where errors become RFC 9457 problem+json."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from loomos.client.models import Problem, ProblemError
+from loomos.errors import FieldError, InvalidInput, InvalidManifest, LoomOSError, Unavailable
+from loomos.manifest import TrainingJob, field_errors
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI of the problems that a route may answer."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": "Problem", "model": Problem, "content": {MEDIA_TYPE: schema}}
+        for status in (400, 401, 403, 422, 503, *statuses)
+    }
+
+
+def problem(error: LoomOSError) -> JSONResponse:
+    """The response for an error of ours."""
+    fields = error.errors if isinstance(error, InvalidInput) else []
+    body = Problem(
+        title=error.title,
+        status=error.status,
+        detail=str(error),
+        errors=[ProblemError(path=f.path, message=f.message) for f in fields],
+    )
+    headers = {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = "1"
+    return JSONResponse(
+        body.model_dump(), status_code=error.status, media_type=MEDIA_TYPE, headers=headers
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app a problem."""
+
+    @app.exception_handler(LoomOSError)
+    async def ours(request: Request, error: LoomOSError) -> JSONResponse:
+        return problem(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(_invalid(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        body = Problem(title=str(error.detail), status=error.status_code, detail=str(error.detail))
+        return JSONResponse(
+            body.model_dump(),
+            status_code=error.status_code,
+            media_type=MEDIA_TYPE,
+            headers=dict(error.headers or {}),
+        )
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        log.exception("unforeseen", exc_info=error)
+        body = Problem(
+            title="Internal error", status=500, detail="The gateway's log says more. Please report."
+        )
+        return JSONResponse(body.model_dump(), status_code=500, media_type=MEDIA_TYPE)
+
+
+def _invalid(error: RequestValidationError) -> InvalidInput:
+    """Pydantic's errors in our words; those of a manifest with did-you-means."""
+    rewritten = ValidationError.from_exception_data(
+        "request",
+        [
+            {
+                "type": item["type"],
+                "loc": tuple(item["loc"])[1:] or ("$",),
+                "input": item.get("input"),
+                "ctx": item.get("ctx", {}),
+            }
+            for item in error.errors()
+        ]
+        if all(_known(item) for item in error.errors())
+        else [],
+    )
+    fields = field_errors(rewritten, TrainingJob) or [
+        FieldError(path=".".join(map(str, item["loc"])), message=item["msg"])
+        for item in error.errors()
+    ]
+    if any(item["loc"][0] == "body" for item in error.errors()):
+        return InvalidManifest(fields, "request")
+    message = "; ".join(str(field) for field in fields)
+    return _Unprocessable(f"request: {message}", fields)
+
+
+def _known(item: Any) -> bool:
+    """Whether pydantic can make the error again (JSON errors are FastAPI's own)."""
+    return item["type"] not in ("json_invalid", "value_error", "assertion_error") or (
+        item["type"] == "value_error" and "error" in item.get("ctx", {})
+    )
+
+
+class _Unprocessable(InvalidInput):
+    status = 422
+    title = "Invalid request"

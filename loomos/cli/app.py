@@ -1,0 +1,20 @@
+"""The command tree. Each group is a file; what it needs is imported when a command runs."""
+
+from __future__ import annotations
+
+import typer
+
+from loomos.cli import auth, cluster, config, jobs, stack, workers
+
+app = typer.Typer(
+    name="loomos",
+    help="AI training as durable pipelines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(workers.app, name="workers")
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(config.app, name="config")
+app.add_typer(auth.app, name="auth")
+stack.register(app)

@@ -1,0 +1,417 @@
+"""`loomos jobs`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loomos.cli.output import Format, Output, ago, call, chosen, print_facts, print_table, show
+
+if TYPE_CHECKING:
+    from loomos.client.http import LoomOSClient
+    from loomos.client.models import JobDetail, JobPage, Submitted
+    from loomos.manifest import JobManifest
+
+app = typer.Typer(help="Submit, follow and steer training jobs.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(help="Id of the job.")]
+Manifest = Annotated[
+    Path, typer.Option("--manifest", "--file", "-f", help="YAML or JSON manifest or template.")
+]
+Params = Annotated[
+    list[str] | None, typer.Option("--param", "-p", help="Template parameter, name=value.")
+]
+Environment = Annotated[str | None, typer.Option("--environment", "-e", help="Overlay to apply.")]
+
+
+@app.command()
+def submit(
+    manifest: Manifest,
+    param: Params = None,
+    environment: Environment = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Submit at most once.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    output: Output = None,
+) -> None:
+    """Submit a manifest."""
+    loaded = _load(manifest, param, environment)
+
+    async def work(client: LoomOSClient) -> Submitted:
+        return await client.submit_job_from_manifest(loaded, idempotency_key=idempotency_key)
+
+    submitted = call(work)
+    if wait:
+        if chosen(output) == Format.TABLE:
+            print(f"job {submitted.job_id}\n{submitted.temporal_url}")
+        _wait(submitted.job_id, output)
+        return
+    show(submitted, output, lambda: print(f"job {submitted.job_id}\n{submitted.temporal_url}"))
+
+
+@app.command("submit-batch")
+def submit_batch(
+    template: Annotated[Path, typer.Option(help="Template manifest.")],
+    params: Annotated[Path, typer.Option(help="JSON list of parameter sets.")],
+    environment: Environment = None,
+    output: Output = None,
+) -> None:
+    """Submit one job per parameter set; none if one of them is wrong."""
+    from loomos.errors import InvalidInput
+
+    try:
+        sets = json.loads(params.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{params} cannot be read as JSON: {error}") from None
+    if not isinstance(sets, list) or not all(isinstance(one, dict) for one in sets):
+        raise InvalidInput(f"{params} must hold a list of mappings")
+    base = _load(template, None, environment)
+    jobs = [base.with_params(one) for one in sets]
+
+    async def work(client: LoomOSClient) -> list[Submitted]:
+        return await client.submit_batch_jobs(jobs)
+
+    submitted = call(work)
+    plain = [one.model_dump(mode="json") for one in submitted]
+    show(plain, output, lambda: print("\n".join(one.job_id for one in submitted)))
+
+
+@app.command()
+def validate(
+    manifest: Manifest, param: Params = None, environment: Environment = None, output: Output = None
+) -> None:
+    """Check a manifest without submitting it; lists every error."""
+    from loomos.manifest import ManifestValidator
+
+    result = ManifestValidator().validate(_load(manifest, param, environment))
+    errors = [{"path": e.path, "message": e.message} for e in result.errors]
+
+    def table() -> None:
+        if result.is_valid:
+            print(f"{manifest}: valid")
+        for error in result.errors:
+            typer.echo(f"{manifest}: {error}", err=True)
+
+    show({"valid": result.is_valid, "errors": errors}, output, table)
+    if not result.is_valid:
+        raise typer.Exit(2)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of manifests."""
+    from loomos.manifest import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[list[str] | None, typer.Option(help="State; may be repeated.")] = None,
+    user: Annotated[str | None, typer.Option(help="Owner.")] = None,
+    project: Annotated[str | None, typer.Option(help="Project.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Where the next page starts.")] = None,
+    output: Output = None,
+) -> None:
+    """List jobs, newest first."""
+    labels = _pairs(label, "--label")
+
+    async def work(client: LoomOSClient) -> JobPage:
+        return await client.list_jobs(
+            states=status or (),
+            owner=user,
+            project=project,
+            labels=labels,
+            limit=limit,
+            cursor=cursor,
+        )
+
+    page = call(work)
+
+    def table() -> None:
+        print_table(
+            ("JOB", "STATE", "PRIORITY", "OWNER", "PROJECT", "MODEL", "CREATED"),
+            [
+                (j.job_id, j.state, j.priority, j.owner, j.project, j.model, ago(j.created_at))
+                for j in page.jobs
+            ],
+        )
+        if page.next_cursor:
+            print(f"more: --cursor {page.next_cursor}")
+
+    show(page, output, table)
+
+
+@app.command()
+def describe(job_id: JobId, output: Output = None) -> None:
+    """Show everything about a job."""
+
+    async def work(client: LoomOSClient) -> JobDetail:
+        return await client.get_job_status(job_id)
+
+    job = call(work)
+    show(job, output, lambda: _print_job(job))
+
+
+def _print_job(job: JobDetail) -> None:
+    training = job.training
+    print_facts(
+        [
+            ("job", job.job_id),
+            ("state", job.current_stage),
+            ("progress", f"{job.progress:g} %"),
+            ("step", f"{training.step} of {training.total_steps}" if training else None),
+            ("loss", training and training.loss),
+            ("validation loss", training and training.validation_loss),
+            ("checkpoint", training and training.checkpoint_step),
+            ("model", job.model),
+            ("owner", job.owner),
+            ("project", job.project),
+            ("labels", ", ".join(f"{k}={v}" for k, v in job.labels.items())),
+            ("priority", job.priority),
+            ("created", ago(job.created_at)),
+            ("temporal", job.temporal_url),
+        ]
+    )
+    if job.attempts:
+        print_table(
+            ("ATTEMPT", "NODES", "FROM STEP", "TO STEP", "OUTCOME"),
+            [
+                (a.generation, ", ".join(a.nodes), a.from_step, a.to_step, a.outcome)
+                for a in job.attempts
+            ],
+        )
+    print_table(
+        ("TIME", "STATE", "WHAT HAPPENED"),
+        [(e.at.astimezone().strftime("%H:%M:%S"), e.state, e.message) for e in job.timeline],
+    )
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
+    output: Output = None,
+) -> None:
+    """Print what the job's processes printed."""
+    as_json = chosen(output) != Format.TABLE
+
+    def line(record: dict[str, Any]) -> None:
+        if as_json:
+            print(json.dumps(record), flush=True)
+        else:
+            where = f"{record['generation']}/{record['node']}/{record['source']}"
+            print(f"[{where}] {record['line']}", flush=True)
+
+    async def work(client: LoomOSClient) -> None:
+        if follow:
+            async for record in client.stream_job_logs(job_id):
+                line(record)
+            return
+        after = ""
+        while True:
+            page = await client.get_job_logs(job_id, after=after)
+            for record in page.records:
+                line(record)
+            if not page.next_cursor:
+                return
+            after = page.next_cursor
+
+    call(work)
+
+
+@app.command()
+def metrics(job_id: JobId, output: Output = None) -> None:
+    """Print loss, learning rate and speed by step; a step taken twice shows once per attempt."""
+
+    async def work(client: LoomOSClient) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            page = await client.get_job_metrics(job_id, after=after)
+            found += page.records
+            if not page.next_cursor:
+                return found
+            after = page.next_cursor
+
+    records = call(work)
+
+    def table() -> None:
+        print_table(
+            ("ATTEMPT", "STEP", "LOSS", "VALIDATION", "LEARNING RATE", "TOKENS/S"),
+            [
+                (
+                    r["generation"],
+                    r["step"],
+                    f"{r['loss']:.4f}" if "loss" in r else None,
+                    f"{r['validation_loss']:.4f}" if "validation_loss" in r else None,
+                    f"{r['learning_rate']:.2e}" if "learning_rate" in r else None,
+                    f"{r['tokens_per_s']:.0f}" if "tokens_per_s" in r else None,
+                )
+                for r in records
+            ],
+        )
+
+    show(records, output, table)
+
+
+@app.command()
+def cancel(job_id: JobId, output: Output = None) -> None:
+    """Stop a job for good; its ranks get time for a last checkpoint."""
+    _steer("cancel_job", job_id, output)
+
+
+@app.command()
+def pause(job_id: JobId, output: Output = None) -> None:
+    """Checkpoint a job and give its nodes back."""
+    _steer("pause_job", job_id, output)
+
+
+@app.command()
+def resume(job_id: JobId, output: Output = None) -> None:
+    """Let a paused job go on."""
+    _steer("resume_job", job_id, output)
+
+
+@app.command()
+def restart(
+    job_id: JobId,
+    from_scratch: Annotated[bool, typer.Option(help="Ignore its checkpoints.")] = False,
+    output: Output = None,
+) -> None:
+    """Start a new attempt, or run a job again that has ended."""
+    _steer("restart_job", job_id, output, from_scratch=from_scratch)
+
+
+@app.command()
+def migrate(
+    job_id: JobId,
+    to: Annotated[list[str], typer.Option("--to", help="Node to move to; may be repeated.")],
+    output: Output = None,
+) -> None:
+    """Move a running job to other nodes: it checkpoints and goes on there."""
+    _steer("migrate_job", job_id, output, nodes=to)
+
+
+@app.command()
+def change(
+    job_id: JobId,
+    priority: Annotated[int | None, typer.Option(min=1, max=5)] = None,
+    label: Annotated[list[str] | None, typer.Option(help="key=value; replaces all.")] = None,
+    output: Output = None,
+) -> None:
+    """Change priority or labels of a job that lives."""
+    labels = _pairs(label, "--label") if label else None
+    _steer("change_job", job_id, output, priority=priority, labels=labels)
+
+
+@app.command()
+def delete(job_id: JobId) -> None:
+    """Forget a job that has ended, with its checkpoints, logs and metrics. Its model stays."""
+
+    async def work(client: LoomOSClient) -> None:
+        await client.delete_job(job_id)
+
+    call(work)
+    print(f"job {job_id} deleted")
+
+
+@app.command()
+def wait(job_id: JobId, output: Output = None) -> None:
+    """Follow a job to its end with a progress bar; exit code 1 unless it completes."""
+    _wait(job_id, output)
+
+
+@app.command()
+def download(
+    job_id: JobId,
+    output: Annotated[Path, typer.Option("--output", help="Folder for the files.")] = Path("."),
+    artifact: Annotated[str, typer.Option(help="`model`, or one of its files.")] = "model",
+) -> None:
+    """Download the model that a job published."""
+
+    async def work(client: LoomOSClient) -> Path:
+        return await client.download_job_artifact(job_id, artifact, output)
+
+    print(call(work))
+
+
+def _load(path: Path, param: list[str] | None, environment: str | None) -> JobManifest:
+    from loomos.manifest import JobManifest
+
+    manifest = JobManifest.from_file(path)
+    if param:
+        manifest = manifest.with_params(_typed(_pairs(param, "--param")))
+    return manifest.for_environment(environment) if environment else manifest
+
+
+def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
+    from loomos.errors import InvalidInput
+
+    for item in items or ():
+        if "=" not in item:
+            raise InvalidInput(f"{option} {item!r} is not name=value")
+    return dict(item.split("=", 1) for item in items or ())
+
+
+def _typed(params: dict[str, str]) -> dict[str, Any]:
+    """Parameters as a manifest would read them: numbers, truths and text."""
+    from loomos.manifest import read_scalar
+
+    return {name: read_scalar(value) for name, value in params.items()}
+
+
+def _steer(method: str, job_id: str, output: Format | None, **options: Any) -> None:
+    async def work(client: LoomOSClient) -> JobDetail:
+        found: JobDetail = await getattr(client, method)(job_id, **options)
+        return found
+
+    job = call(work)
+    show(job, output, lambda: print(f"job {job.job_id}: {job.current_stage}"))
+
+
+def _wait(job_id: str, output: Format | None) -> None:
+    """Follow a job with a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+
+    async def work(client: LoomOSClient) -> JobDetail:
+        columns = (
+            TextColumn("{task.fields[state]:<10}"),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(job_id, total=100, state="", facts="")
+            async for kind, data in client.stream_job_events(job_id):
+                if kind == "job":
+                    bar.update(
+                        task, completed=data["progress"], state=data["state"], facts=_facts(data)
+                    )
+                elif kind == "state":
+                    console.print(f"[dim]{data['at'][11:19]}[/dim] {data['state']}: {data['message']}")
+                elif kind == "event" and data.get("kind") in ("corrupt", "failed"):
+                    console.print(f"[yellow]{data['message']}[/yellow]")
+        return await client.get_job_status(job_id)
+
+    job = call(work)
+    show(job, output, lambda: print(f"job {job.job_id}: {job.current_stage}"))
+    if job.state != "completed":
+        raise typer.Exit(1)
+
+
+def _facts(data: dict[str, Any]) -> str:
+    training = data.get("training") or {}
+    if not training.get("total_steps"):
+        return ""
+    loss = f" loss {training['loss']:.3f}" if training.get("loss") is not None else ""
+    return f"step {training['step']}/{training['total_steps']}{loss}"
+
+

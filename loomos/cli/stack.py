@@ -1,0 +1,135 @@
+"""`loomos up`, `loomos down`, `loomos status`: the embedded stack."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loomos.cli.output import Format, Output, chosen, show
+
+if TYPE_CHECKING:
+    from loomos.stack.state import StackState, StateDir
+
+Folder = Annotated[
+    Path | None, typer.Option("--dir", help="Folder for the stack's data; default .loomos here.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+
+
+def up(
+    nodes: Annotated[int, typer.Option(min=1, max=64, help="Worker nodes to run.")] = 2,
+    folder: Folder = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until all is healthy.")] = 120,
+    output: Output = None,
+) -> None:
+    """Start Temporal, S3, gateway, control worker and worker nodes on this machine."""
+    import subprocess
+    import sys
+
+    state = _state_dir(folder)
+    if not state.is_supervised():
+        state.prepare()
+        with (state.logs / "supervisor.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "loomos.stack.supervisor", str(state.root), str(nodes)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+    healthy = _await_health(state, timeout, quiet=chosen(output) != Format.TABLE)
+    if chosen(output) != Format.TABLE:
+        show(healthy.model_dump(mode="json", exclude={"settings"}), output, lambda: None)
+
+
+def down(folder: Folder = None) -> None:
+    """Stop the stack; its data stays."""
+    import os
+    import signal
+
+    from loomos.errors import Unavailable
+
+    state = _state_dir(folder)
+    known = state.read()
+    if not state.is_supervised() or known is None:
+        print("not running")
+        return
+    os.kill(known.supervisor_pid, signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while state.is_supervised():
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the supervisor did not stop; see {state.logs / 'supervisor.log'}")
+        time.sleep(0.1)
+    print("stopped")
+
+
+def status(folder: Folder = None, output: Output = None) -> None:
+    """Show the stack's processes; exit code 1 unless all are healthy."""
+    state = _state_dir(folder)
+    known = state.read()
+    running = state.is_supervised()
+    if known is None:
+        print("no stack here; `loomos up` starts one")
+        raise typer.Exit(1)
+    content = {"running": running, **known.model_dump(mode="json", exclude={"settings"})}
+
+    def table() -> None:
+        from loomos.cli.output import print_table
+
+        if not running:
+            print("not running; `loomos up` starts it")
+            return
+        print_table(
+            ("MEMBER", "HEALTHY", "PID", "RESTARTS", "WHERE"),
+            [
+                (m.name, "yes" if m.healthy else "no", m.pid, m.restarts, m.url)
+                for m in known.members
+            ],
+        )
+
+    show(content, output, table)
+    if not (running and known.is_healthy):
+        raise typer.Exit(1)
+
+
+def _state_dir(folder: Path | None) -> StateDir:
+    from loomos.settings import STATE_DIR, find_state_dir
+    from loomos.stack.state import StateDir
+
+    return StateDir(folder or find_state_dir() or Path.cwd() / STATE_DIR)
+
+
+def _await_health(state: StateDir, timeout_s: float, *, quiet: bool) -> StackState:
+    """Print each member once it is healthy."""
+    from loomos.errors import Unavailable
+
+    deadline = time.monotonic() + timeout_s
+    shown: set[str] = set()
+    started = time.monotonic()
+    while True:
+        known = state.read()
+        supervised = state.is_supervised()
+        for member in known.members if known and supervised else ():
+            if member.healthy and member.name not in shown:
+                shown.add(member.name)
+                if not quiet:
+                    print(f"{member.name:<10} {member.url}", flush=True)
+        if known is not None and supervised and known.is_healthy:
+            return known
+        if not supervised and time.monotonic() - started > 5:
+            raise Unavailable(f"the supervisor ended; see {state.logs / 'supervisor.log'}")
+        if time.monotonic() > deadline:
+            late = [m.name for m in (known.members if known else []) if not m.healthy]
+            raise Unavailable(
+                f"not healthy after {timeout_s:g} s: {', '.join(late)}; see {state.logs}"
+            )
+        time.sleep(0.1)

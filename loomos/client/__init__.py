@@ -1,0 +1,1 @@
+"""Clients: `LoomOSClient` over HTTP (the SDK), `WorkflowClient` straight to Temporal."""

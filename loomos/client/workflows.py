@@ -1,0 +1,480 @@
+"""Jobs and cluster straight on Temporal. The gateway stands on this; so may a trusted program.
+
+Temporal's visibility is the list of jobs and its histories are their truth: there is no other
+table. A list is one visibility call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import uuid
+from collections.abc import Awaitable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from temporalio.api.common.v1 import WorkflowExecution as ExecutionId
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+)
+from temporalio.common import (
+    Priority,
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from loomos.client.models import (
+    JobDetail,
+    JobPage,
+    JobSummary,
+    NodeLoad,
+    Submitted,
+    WorkerDetail,
+)
+from loomos.errors import Conflict, InvalidInput, LoomOSError, NotFound, Unavailable
+from loomos.jobs.messages import (
+    ClusterStatus,
+    JobStatus,
+    JobUpdate,
+    MigrateRequest,
+    NodeCommand,
+    Progress,
+    TrainingRunInput,
+)
+from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE, JOB_KIND, label_list
+from loomos.jobs.states import JobState
+from loomos.manifest import TrainingJob
+from loomos.settings import TemporalSettings
+
+KIND = SearchAttributeKey.for_keyword("LoomKind")
+NAME = SearchAttributeKey.for_keyword("LoomName")
+OWNER = SearchAttributeKey.for_keyword("LoomOwner")
+PROJECT = SearchAttributeKey.for_keyword("LoomProject")
+STATE = SearchAttributeKey.for_keyword("LoomState")
+MODEL = SearchAttributeKey.for_keyword("LoomModel")
+PRIORITY = SearchAttributeKey.for_int("LoomPriority")
+LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
+
+MANIFEST_MEMO = "manifest_sha256"
+ANSWER_TIMEOUT_S = 10.0
+"""How long a workflow may take to answer an update or query."""
+
+_CLOSED_STATE = {
+    WorkflowExecutionStatus.COMPLETED: JobState.COMPLETED,
+    WorkflowExecutionStatus.CANCELED: JobState.CANCELLED,
+    WorkflowExecutionStatus.FAILED: JobState.FAILED,
+    WorkflowExecutionStatus.TERMINATED: JobState.FAILED,
+    WorkflowExecutionStatus.TIMED_OUT: JobState.FAILED,
+}
+
+T = TypeVar("T")
+
+
+class WorkflowClient:
+    """Submits, finds and steers jobs; looks at and steers the cluster."""
+
+    def __init__(self, client: Client, settings: TemporalSettings) -> None:
+        self._client, self._settings = client, settings
+
+    # --- jobs ---
+
+    async def submit(
+        self, job: TrainingJob, owner: str, idempotency_key: str | None = None
+    ) -> Submitted:
+        """Start the workflow of a job.
+
+        Args:
+            job: a valid manifest.
+            owner: who submits.
+            idempotency_key: the same key and manifest give the same job, once.
+
+        Raises:
+            Conflict: the key was used for another manifest.
+        """
+        document = job.model_dump_json()
+        digest = hashlib.sha256(document.encode()).hexdigest()
+        name = job.metadata.name
+        seed = f"{owner}/{idempotency_key}" if idempotency_key else uuid.uuid4().hex
+        job_id = f"{name}-{hashlib.sha256(seed.encode()).hexdigest()[:8]}"
+        run = TrainingRunInput(
+            job_id=job_id,
+            name=name,
+            owner=owner,
+            project=job.metadata.project,
+            labels=job.metadata.labels,
+            spec=job.spec,
+        )
+        try:
+            await self._start(run, digest, WorkflowIDReusePolicy.REJECT_DUPLICATE)
+        except WorkflowAlreadyStartedError:
+            description = await self._described(job_id)
+            if await description.memo_value(MANIFEST_MEMO, None) != digest:
+                raise Conflict(
+                    f"idempotency key {idempotency_key!r} was used for another manifest (job "
+                    f"{job_id}); use a new key"
+                ) from None
+            return Submitted(job_id=job_id, created=False, temporal_url=self.url(job_id))
+        return Submitted(job_id=job_id, created=True, temporal_url=self.url(job_id))
+
+    async def _start(
+        self, run: TrainingRunInput, digest: str, reuse: WorkflowIDReusePolicy
+    ) -> None:
+        model = run.spec.model.base_model if run.spec.model else run.spec.algorithm
+        await _answered(
+            self._client.start_workflow(
+                "TrainingRun",
+                run,
+                id=run.job_id,
+                task_queue=CONTROL_QUEUE,
+                id_reuse_policy=reuse,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                task_timeout=timedelta(seconds=5),
+                memo={MANIFEST_MEMO: digest},
+                priority=Priority(priority_key=run.spec.priority, fairness_key=run.project),
+                static_summary=f"{run.spec.algorithm} {model} for {run.owner}",
+                search_attributes=TypedSearchAttributes(
+                    [
+                        SearchAttributePair(KIND, JOB_KIND),
+                        SearchAttributePair(NAME, run.name),
+                        SearchAttributePair(OWNER, run.owner),
+                        SearchAttributePair(PROJECT, run.project),
+                        SearchAttributePair(STATE, JobState.QUEUED.value),
+                        SearchAttributePair(PRIORITY, run.spec.priority),
+                        SearchAttributePair(LABELS, label_list(run.labels)),
+                    ]
+                ),
+            )
+        )
+
+    async def list_jobs(
+        self,
+        *,
+        states: Sequence[JobState] = (),
+        owner: str | None = None,
+        project: str | None = None,
+        labels: dict[str, str] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> JobPage:
+        """One page of jobs, newest first, by one visibility call.
+
+        Raises:
+            InvalidInput: the cursor is not one that a page gave.
+        """
+        query = [f'{KIND.name} = "{JOB_KIND}"', 'ExecutionStatus != "ContinuedAsNew"']
+        if states:
+            query.append("(" + " OR ".join(_state_query(state) for state in states) + ")")
+        for key, value in ((OWNER, owner), (PROJECT, project)):
+            if value is not None:
+                query.append(f"{key.name} = {_quoted(value)}")
+        query += [f"{LABELS.name} = {_quoted(label)}" for label in label_list(labels or {})]
+        pages = self._client.list_workflows(
+            " AND ".join(query), page_size=limit, next_page_token=_decode_cursor(cursor)
+        )
+        try:
+            await _answered(pages.fetch_next_page())
+        except InvalidInput as error:
+            raise InvalidInput(f"cursor: not one that a page gave ({error})") from None
+        newest = {execution.id: execution for execution in reversed(pages.current_page or [])}
+        return JobPage(
+            jobs=[_summary(execution) for execution in reversed(newest.values())],
+            next_cursor=(
+                base64.urlsafe_b64encode(pages.next_page_token).decode()
+                if pages.next_page_token
+                else None
+            ),
+        )
+
+    async def describe_job(self, job_id: str) -> JobDetail:
+        """Everything about a job.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        description = await self._described(job_id)
+        run, status = await asyncio.gather(self._input(job_id), self._status(job_id))
+        summary = _summary(description)
+        training = await self._live_progress(description) or (status and status.progress)
+        if status is None:
+            status = JobStatus(
+                state=summary.state,
+                message="no control worker answers; shown is what Temporal knows",
+                priority=summary.priority,
+            )
+        elif not summary.state.is_final:
+            summary = summary.model_copy(update={"state": status.state})
+        percent = 0.0
+        if summary.state == JobState.COMPLETED:
+            percent = 100.0
+        elif training and training.total_steps:
+            percent = round(100 * training.step / training.total_steps, 2)
+        return JobDetail(
+            **summary.model_dump(exclude={"priority"}),
+            priority=status.priority,
+            message=status.message,
+            progress=percent,
+            current_stage=f"{summary.state}: {status.message}",
+            training=training or None,
+            attempts=status.attempts,
+            timeline=status.timeline,
+            published=status.model,
+            spec=run.spec.model_dump(mode="json", exclude_none=True),
+            temporal_url=self.url(job_id),
+        )
+
+    async def cancel_job(self, job_id: str) -> None:
+        """Ask a job to stop; its ranks checkpoint and end. A finished job is a `Conflict`."""
+        description = await self._described(job_id)
+        if description.status != WorkflowExecutionStatus.RUNNING:
+            raise Conflict(f"job {job_id} is {_summary(description).state}; nothing to cancel")
+        await _answered(self._handle(job_id).cancel())
+
+    async def pause_job(self, job_id: str) -> JobStatus:
+        """Checkpoint a job and take its nodes away."""
+        return await self._update(job_id, "pause")
+
+    async def resume_job(self, job_id: str) -> JobStatus:
+        """Let a paused job go on."""
+        return await self._update(job_id, "resume")
+
+    async def migrate_job(self, job_id: str, node_ids: list[str]) -> JobStatus:
+        """Move a job to other nodes.
+
+        Raises:
+            NotFound: one of the nodes is unknown.
+        """
+        known = {node.info.node_id for node in (await self.cluster_status()).nodes}
+        for node_id in node_ids:
+            if node_id not in known:
+                raise NotFound(f"no node {node_id!r}; known: {', '.join(sorted(known)) or 'none'}")
+        return await self._update(job_id, "migrate", MigrateRequest(node_ids=node_ids))
+
+    async def change_job(self, job_id: str, change: JobUpdate) -> JobStatus:
+        """Change labels or priority of a job that lives."""
+        return await self._update(job_id, "change", change)
+
+    async def restart_job(self, job_id: str, *, from_scratch: bool = False) -> None:
+        """Start a new attempt of a job that runs, or run a job again that has ended.
+
+        A job that ended goes on from its newest checkpoint unless `from_scratch`.
+        """
+        description = await self._described(job_id)
+        if description.status == WorkflowExecutionStatus.RUNNING:
+            if from_scratch:
+                raise Conflict(f"job {job_id} runs; cancel it before a restart from scratch")
+            await self._update(job_id, "restart")
+            return
+        run = await self._input(job_id)
+        again = run.model_copy(update={"from_scratch": from_scratch, "carried": None})
+        digest = await description.memo_value(MANIFEST_MEMO, "")
+        try:
+            await self._start(again, digest, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
+        except WorkflowAlreadyStartedError:
+            raise Conflict(f"job {job_id} has been restarted already") from None
+
+    async def forget_job(self, job_id: str) -> None:
+        """Delete the record of a job that has ended."""
+        description = await self._described(job_id)
+        if description.status == WorkflowExecutionStatus.RUNNING:
+            raise Conflict(f"job {job_id} runs; cancel it first")
+        await _answered(
+            self._client.workflow_service.delete_workflow_execution(
+                DeleteWorkflowExecutionRequest(
+                    namespace=self._client.namespace,
+                    workflow_execution=ExecutionId(workflow_id=job_id),
+                )
+            )
+        )
+
+    def url(self, job_id: str) -> str:
+        """The job's page in Temporal's UI."""
+        namespace = self._settings.namespace
+        return f"{self._settings.ui_url}/namespaces/{namespace}/workflows/{job_id}"
+
+    # --- cluster ---
+
+    async def cluster_status(self) -> ClusterStatus:
+        """Nodes, queue and leases; an empty cluster if no node has ever registered."""
+        handle = self._client.get_workflow_handle(CLUSTER_WORKFLOW_ID)
+        try:
+            return await _answered(handle.query("status", result_type=ClusterStatus))
+        except NotFound:
+            return ClusterStatus()
+
+    async def command_node(self, command: NodeCommand) -> ClusterStatus:
+        """Cordon, uncordon, drain or remove a node."""
+        handle = self._client.get_workflow_handle(CLUSTER_WORKFLOW_ID)
+        return await _answered(
+            handle.execute_update("command_node", command, result_type=ClusterStatus)
+        )
+
+    async def describe_worker(self, node_id: str) -> WorkerDetail:
+        """A node with its newest load, which its heartbeat carries."""
+        status = await self.cluster_status()
+        node = next((n for n in status.nodes if n.info.node_id == node_id), None)
+        if node is None:
+            known = ", ".join(n.info.node_id for n in status.nodes) or "none"
+            raise NotFound(f"no node {node_id!r}; known: {known}")
+        description = await self._described(CLUSTER_WORKFLOW_ID)
+        for pending in description.raw_description.pending_activities:
+            if pending.activity_type.name == "hold_node" and pending.activity_options.task_queue.name == node.info.task_queue:
+                details = await self._client.data_converter.decode(
+                    list(pending.heartbeat_details.payloads)
+                )
+                return WorkerDetail(
+                    **node.model_dump(),
+                    load=NodeLoad.model_validate(details[0]) if details else None,
+                    last_heartbeat_at=pending.last_heartbeat_time.ToDatetime(),
+                )
+        return WorkerDetail(**node.model_dump())
+
+    async def check(self) -> None:
+        """Raise `Unavailable` unless Temporal answers."""
+        await _answered(self._client.service_client.check_health())
+
+    # --- inside ---
+
+    def _handle(self, job_id: str) -> WorkflowHandle[Any, Any]:
+        return self._client.get_workflow_handle(job_id)
+
+    async def _described(self, job_id: str) -> WorkflowExecutionDescription:
+        try:
+            description = await _answered(self._handle(job_id).describe())
+        except NotFound:
+            raise NotFound(f"no job {job_id!r}; `loomos jobs list` shows them") from None
+        except InvalidInput:
+            raise NotFound(f"no job {job_id!r}: ids are shorter") from None
+        if description.workflow_type not in ("TrainingRun", "Cluster"):
+            raise NotFound(f"{job_id!r} is a workflow, but no job")
+        return description
+
+    async def _input(self, job_id: str) -> TrainingRunInput:
+        async for event in self._handle(job_id).fetch_history_events(page_size=1):
+            payloads = event.workflow_execution_started_event_attributes.input.payloads
+            decoded = await self._client.data_converter.decode(list(payloads), [TrainingRunInput])
+            found: TrainingRunInput = decoded[0]
+            return found
+        raise NotFound(f"no history of job {job_id!r}")
+
+    async def _status(self, job_id: str) -> JobStatus | None:
+        """The workflow's own answer; None when no worker can give it now."""
+        try:
+            return await _answered(self._handle(job_id).query("status", result_type=JobStatus))
+        except (Unavailable, WorkflowQueryFailedError, WorkflowQueryRejectedError):
+            return None
+
+    async def _live_progress(self, description: WorkflowExecutionDescription) -> Progress | None:
+        """The furthest progress that running activities have heartbeat."""
+        found: list[Progress] = []
+        for pending in description.raw_description.pending_activities:
+            if pending.activity_type.name == "train" and pending.heartbeat_details.payloads:
+                details = await self._client.data_converter.decode(
+                    list(pending.heartbeat_details.payloads)
+                )
+                try:
+                    found.append(Progress.model_validate(details[0]))
+                except ValidationError:
+                    continue
+        return max(found, key=lambda p: (p.generation, p.step), default=None)
+
+    async def _update(self, job_id: str, name: str, argument: Any = None) -> JobStatus:
+        description = await self._described(job_id)
+        if description.status != WorkflowExecutionStatus.RUNNING:
+            raise Conflict(f"job {job_id} is {_summary(description).state}; it cannot {name}")
+        arguments = [] if argument is None else [argument]
+        try:
+            return await _answered(
+                self._handle(job_id).execute_update(name, args=arguments, result_type=JobStatus)
+            )
+        except Conflict as error:
+            raise Conflict(f"job {job_id}: {error}") from None
+
+
+async def _answered(call: Awaitable[T]) -> T:
+    """Await a call to Temporal; its failures become ours."""
+    try:
+        return await asyncio.wait_for(call, ANSWER_TIMEOUT_S)
+    except TimeoutError:
+        raise Unavailable(
+            f"no answer within {ANSWER_TIMEOUT_S:.0f} s; is a control worker running?"
+        ) from None
+    except WorkflowUpdateFailedError as error:
+        raise _from_failure(error.cause) from None
+    except RPCError as error:
+        raise _from_rpc(error) from None
+
+
+def _from_failure(cause: BaseException | None) -> LoomOSError:
+    kinds: dict[str, type[LoomOSError]] = {"NotFound": NotFound, "Conflict": Conflict}
+    if isinstance(cause, ApplicationError) and cause.type in kinds:
+        return kinds[cause.type](cause.message)
+    return Conflict(str(cause))
+
+
+def _from_rpc(error: RPCError) -> LoomOSError:
+    if error.status == RPCStatusCode.NOT_FOUND:
+        return NotFound(error.message)
+    if error.status == RPCStatusCode.INVALID_ARGUMENT:
+        return InvalidInput(error.message)
+    if error.status == RPCStatusCode.FAILED_PRECONDITION:
+        return Unavailable(f"no control worker answers ({error.message})")
+    return Unavailable(f"Temporal: {error.message}; `loomos status` tells")
+
+
+def _state_query(state: JobState) -> str:
+    """Jobs that end by force never write their state, so closed ones are found by status."""
+    if state == JobState.FAILED:
+        return 'ExecutionStatus IN ("Failed", "TimedOut", "Terminated")'
+    if state == JobState.COMPLETED:
+        return 'ExecutionStatus = "Completed"'
+    if state == JobState.CANCELLED:
+        return 'ExecutionStatus = "Canceled"'
+    return f'({STATE.name} = "{state}" AND ExecutionStatus = "Running")'
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _decode_cursor(cursor: str | None) -> bytes | None:
+    if cursor is None:
+        return None
+    try:
+        return base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise InvalidInput("cursor: not one that a page gave") from None
+
+
+def _summary(execution: WorkflowExecution) -> JobSummary:
+    attributes = execution.typed_search_attributes
+    state = _CLOSED_STATE.get(execution.status) if execution.status else None
+    labels = attributes.get(LABELS) or []
+    return JobSummary(
+        job_id=execution.id,
+        name=attributes.get(NAME) or execution.id,
+        state=state or JobState(attributes.get(STATE) or JobState.QUEUED.value),
+        owner=attributes.get(OWNER) or "",
+        project=attributes.get(PROJECT) or "",
+        labels=dict(label.split("=", 1) for label in labels),
+        priority=attributes.get(PRIORITY) or 3,
+        model=attributes.get(MODEL),
+        created_at=execution.start_time,
+        finished_at=execution.close_time,
+    )

@@ -1,0 +1,1 @@
+"""The messages and states that clients, workflows and activities share. Pure; no I/O."""

@@ -1,0 +1,518 @@
+"""Messages between clients, workflows, activities and ranks.
+
+Each workflow and activity takes one of these and returns one. They are part of histories:
+additive changes only, with defaults. Big things travel as keys into the store.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from loomos.jobs.states import JobState, NodeState
+from loomos.manifest import Labels, Resources, TrainingSpec
+from loomos.quantities import Duration
+
+
+class Message(BaseModel):
+    """Base of all messages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+# --- inputs, pinned -----------------------------------------------------------------------------
+
+
+class DataFile(Message):
+    """One file of a dataset."""
+
+    name: str
+    """Path below the dataset's root; its suffix says the format."""
+    uri: str
+    """Where it is: `blob:<sha256>` in the store, or `s3://bucket/key`."""
+    sha256: str
+    """Hex digest of the content."""
+    size_bytes: int
+    """Size of the content."""
+    documents: int
+    """Documents in it, as `loomos.training.data.document_offsets` counts."""
+
+
+class DatasetIndex(Message):
+    """A dataset, pinned. Kept in the store, since it grows with the number of files."""
+
+    source: str
+    """What the manifest named."""
+    files: list[DataFile]
+    """Its files, sorted by name."""
+
+
+class Reference(Message):
+    """Something in the store or outside, pinned by digest."""
+
+    uri: str
+    """Key in the store, path, hub id or `init:` type."""
+    sha256: str
+    """Digest of the content (of the canonical listing, for a folder)."""
+    size_bytes: int = 0
+    """Size of the content."""
+
+
+class ResolvedInputs(Message):
+    """What a run really starts from."""
+
+    model: Reference
+    """Base model; for a folder, a listing of blobs in the store."""
+    tokenizer: Reference | None = None
+    """Tokenizer folder, when not built in or the model's own."""
+    training: Reference
+    """`DatasetIndex` of the training data in the store."""
+    validation: Reference | None = None
+    """Likewise of separate validation data."""
+    code: str
+    """Version of LoomOS that resolved it."""
+
+
+# --- leases -------------------------------------------------------------------------------------
+
+
+class NodeInfo(Message):
+    """What a node says of itself when it registers."""
+
+    node_id: str
+    """Its name."""
+    incarnation: str
+    """Differs each time the process starts."""
+    address: str
+    """Where other nodes of a gang reach it."""
+    max_ranks: int
+    """Ranks it runs at once."""
+    cpu_count: int
+    """Logical cores."""
+    memory_bytes: int
+    """Main memory."""
+    storage_bytes: int
+    """Free disk for scratch data."""
+    gpus: list[str] = []
+    """Name of each GPU."""
+    labels: dict[str, str] = {}
+    """Free key/value pairs."""
+
+    @property
+    def task_queue(self) -> str:
+        """Queue that only this incarnation polls."""
+        return f"node-{self.node_id}-{self.incarnation}"
+
+
+class LeaseRequest(Message):
+    """A job asks for a gang."""
+
+    job_id: str
+    """Holder."""
+    run_id: str
+    """Its Temporal run, to tell a restarted job from the old one."""
+    ticket: int
+    """Counts the requests of one run; the answer carries it."""
+    resources: Resources
+    """What each node must have, and how many."""
+    batch_size: int = 0
+    """Gang sizes must divide it; 0 for no such rule."""
+    priority: int = 3
+    """1 is served first."""
+    node_ids: list[str] = []
+    """If given, only these nodes will do (migration)."""
+
+
+class Lease(Message):
+    """Nodes given to a job, all or none."""
+
+    epoch: int
+    """Grows with every grant of the cluster; a release names it."""
+    job_id: str
+    """Holder."""
+    run_id: str
+    """Holder's run."""
+    ticket: int
+    """Ticket of the request that it answers."""
+    nodes: list[NodeInfo]
+    """The gang, in rank order."""
+    ranks_per_node: int
+    """Ranks on each."""
+
+
+class LeaseRevoked(Message):
+    """The cluster takes a lease back."""
+
+    epoch: int
+    """Which."""
+    lost_nodes: list[str] = []
+    """Nodes whose heartbeats stopped; nothing there needs stopping."""
+    reason: str
+    """For people."""
+
+
+class ReleaseRequest(Message):
+    """A job gives its lease back, or takes its request back (`epoch` 0)."""
+
+    job_id: str
+    """Holder."""
+    run_id: str
+    """Holder's run."""
+    epoch: int
+    """Lease to release; 0 withdraws the pending request."""
+
+
+class NodeCommand(Message):
+    """Change what a node is used for."""
+
+    node_id: str
+    """Which."""
+    action: Literal["cordon", "uncordon", "drain", "remove"]
+    """What to do; `remove` forgets a lost node."""
+
+
+class NodeStatus(Message):
+    """A node as the cluster sees it."""
+
+    info: NodeInfo
+    """What it said of itself."""
+    state: NodeState
+    """What it may be used for."""
+    jobs: list[str] = []
+    """Jobs with a lease on it."""
+    ranks_used: int = 0
+    """Ranks leased."""
+    since: datetime
+    """When it came into this state."""
+
+
+class QueuedRequest(Message):
+    """A request that waits."""
+
+    job_id: str
+    """Who."""
+    priority: int
+    """How urgent."""
+    nodes_wanted: int
+    """Fewest nodes it can start with."""
+    since: datetime
+    """Since when."""
+    reason: str
+    """Why it waits, for people."""
+
+
+class ClusterStatus(Message):
+    """The whole cluster."""
+
+    nodes: list[NodeStatus] = []
+    """Every node known, by name."""
+    queue: list[QueuedRequest] = []
+    """Requests that wait, in the order they will be served."""
+    leases: list[Lease] = []
+    """Leases in force."""
+
+
+class HeldLease(Message):
+    """A lease as the cluster's own state keeps it."""
+
+    lease: Lease
+    """What the holder got."""
+
+
+class ClusterState(Message):
+    """What the `Cluster` workflow hands to its next run."""
+
+    nodes: list[NodeStatus] = []
+    """Nodes."""
+    queue: list[tuple[LeaseRequest, datetime]] = []
+    """Waiting requests with their time of arrival."""
+    leases: list[Lease] = []
+    """Leases in force."""
+    next_epoch: int = 1
+    """Epoch of the next grant."""
+
+
+class LeaseAudit(Message):
+    """Which holders to look at, and which of them are gone."""
+
+    holders: list[tuple[str, str]] = []
+    """(job id, run id)."""
+
+
+# --- attempts -----------------------------------------------------------------------------------
+
+
+class CheckpointRef(Message):
+    """A committed checkpoint."""
+
+    generation: int
+    """Generation that wrote it."""
+    step: int
+    """Optimizer steps it holds."""
+
+
+class OpenAttempt(Message):
+    """Ask for a new generation of a job."""
+
+    job_id: str
+    """Which job."""
+    claim: str
+    """Unique for this attempt, so that a retried activity gets the same generation again."""
+    from_scratch: bool = False
+    """Accept no older checkpoint."""
+
+
+class AttemptPlan(Message):
+    """A new generation."""
+
+    generation: int
+    """Its number; every write of the attempt carries it."""
+    accepted: list[CheckpointRef] = []
+    """Older checkpoints that count, oldest first."""
+
+    @property
+    def newest(self) -> CheckpointRef | None:
+        """Where the attempt will resume, if it is whole."""
+        return self.accepted[-1] if self.accepted else None
+
+
+class TrainAssignment(Message):
+    """Work of one node in one attempt."""
+
+    job_id: str
+    """Which job."""
+    generation: int
+    """Which attempt."""
+    lease_epoch: int
+    """Under which lease."""
+    node_rank: int
+    """Place of this node in the gang."""
+    nodes: list[NodeInfo]
+    """The gang."""
+    ranks_per_node: int
+    """Ranks on each node."""
+    spec: TrainingSpec
+    """What to train."""
+    inputs: ResolvedInputs
+    """From what."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the gang."""
+        return len(self.nodes) * self.ranks_per_node
+
+
+class TrainOutcome(Message):
+    """How a node's part of an attempt ended well."""
+
+    status: Literal["completed", "stopped"]
+    """`completed`: the training is done; `stopped`: asked to stop, checkpointed."""
+    step: int
+    """Optimizer steps done."""
+    total_steps: int
+    """Steps that the run will have."""
+    reason: str = ""
+    """`max_steps`, `early_stopping` or `stopped`."""
+    checkpoint: CheckpointRef | None = None
+    """Checkpoint that holds the result."""
+    loss: float | None = None
+    """Last training loss."""
+    validation_loss: float | None = None
+    """Last validation loss."""
+    resumed_from: CheckpointRef | None = None
+    """Checkpoint it started from."""
+    skipped: list[CheckpointRef] = []
+    """Checkpoints found corrupt or missing on the way to it."""
+
+
+class Progress(Message):
+    """How far an attempt is. Heartbeat detail, and now and then a signal to the workflow."""
+
+    generation: int
+    """Which attempt."""
+    step: int = 0
+    """Optimizer steps done."""
+    total_steps: int = 0
+    """Steps that the run will have; 0 while unknown."""
+    loss: float | None = None
+    """Newest training loss."""
+    validation_loss: float | None = None
+    """Newest validation loss."""
+    tokens_per_s: float | None = None
+    """Tokens a second over all ranks."""
+    checkpoint_step: int | None = None
+    """Newest committed checkpoint."""
+    resumed_from: CheckpointRef | None = None
+    """Where the attempt started."""
+    skipped: list[CheckpointRef] = []
+    """Corrupt checkpoints that were passed over."""
+
+
+class PublishRequest(Message):
+    """Turn the last checkpoint into a model version."""
+
+    job_id: str
+    """Which job."""
+    name: str
+    """Model name."""
+    generation: int
+    """Attempt that finished; its newest checkpoint is published."""
+    step: int
+    """Step of that checkpoint."""
+    spec: TrainingSpec
+    """What was trained."""
+    inputs: ResolvedInputs
+    """From what."""
+    outcome: TrainOutcome
+    """How it ended."""
+
+
+class ModelVersion(Message):
+    """A published model."""
+
+    name: str
+    """Model name."""
+    version: str
+    """Digest that identifies it."""
+    key_prefix: str
+    """Where its files are in the store."""
+    size_bytes: int
+    """Size of all files."""
+    weights_sha256: str
+    """Digest of the weights' files."""
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+
+class TrainingRunInput(Message):
+    """Input of the `TrainingRun` workflow; also what it hands to its next run."""
+
+    job_id: str
+    """Workflow id."""
+    name: str
+    """Name from the manifest."""
+    owner: str
+    """Subject of the token that submitted it."""
+    project: str = "default"
+    """Project from the manifest."""
+    labels: Labels = {}
+    """Labels from the manifest."""
+    spec: TrainingSpec
+    """What to do."""
+    from_scratch: bool = False
+    """Ignore checkpoints of earlier runs under this id."""
+    carried: CarriedState | None = None
+    """State of the run that this one continues."""
+
+
+class TimelineEntry(Message):
+    """Something that happened to a job."""
+
+    sequence: int
+    """Counts from 1."""
+    at: datetime
+    """When."""
+    state: JobState
+    """State after it."""
+    message: str
+    """For people."""
+
+
+class AttemptSummary(Message):
+    """One attempt, for people."""
+
+    generation: int
+    """Its number."""
+    nodes: list[str]
+    """Where it ran."""
+    started_at: datetime
+    """When it got its nodes."""
+    from_step: int = 0
+    """Step it resumed from."""
+    to_step: int | None = None
+    """Last step known."""
+    outcome: str = "running"
+    """How it ended."""
+
+
+class CarriedState(Message):
+    """What a run hands to the run that continues it."""
+
+    inputs: ResolvedInputs | None = None
+    """Pinned inputs."""
+    timeline: list[TimelineEntry] = []
+    """Newest entries."""
+    attempts: list[AttemptSummary] = []
+    """Newest attempts."""
+    progress: Progress | None = None
+    """Newest progress."""
+    failures: int = 0
+    """Failures in a row without a new checkpoint."""
+    best_step: int = 0
+    """Newest checkpoint that counted as progress."""
+    priority: int | None = None
+    """Priority, if changed since the manifest."""
+    paused: bool = False
+    """Whether it is paused."""
+    ran_for: Duration = timedelta(0)
+    """Time spent with nodes, for max_duration."""
+
+
+class JobStatus(Message):
+    """Answer of the `status` query."""
+
+    state: JobState
+    """Where it is."""
+    message: str
+    """Why, for people."""
+    priority: int
+    """1 is served first."""
+    progress: Progress | None = None
+    """How far it is."""
+    timeline: list[TimelineEntry] = []
+    """What happened, oldest first."""
+    attempts: list[AttemptSummary] = []
+    """Attempts, oldest first."""
+    model: ModelVersion | None = None
+    """What it published."""
+
+
+class JobResult(Message):
+    """Result of a `TrainingRun`."""
+
+    state: JobState
+    """`completed` always; failures raise."""
+    step: int = 0
+    """Optimizer steps done."""
+    model: ModelVersion | None = None
+    """What it published."""
+
+
+class MigrateRequest(Message):
+    """Move a running job."""
+
+    node_ids: list[str] = Field(min_length=1)
+    """Nodes to move to."""
+
+
+class JobUpdate(Message):
+    """Change a job while it lives."""
+
+    priority: int | None = Field(default=None, ge=1, le=5)
+    """New priority."""
+    labels: Labels | None = None
+    """New labels, replacing the old."""
+
+
+TrainingRunInput.model_rebuild()
+
+
+class Empty(Message):
+    """Nothing to say."""
+
+
+JsonObject = dict[str, Any]
+"""Untyped JSON, at the outermost edge only."""

@@ -1,0 +1,28 @@
+"""Names that workflows, workers and clients must agree on: queues, ids, search attributes."""
+
+from __future__ import annotations
+
+CONTROL_QUEUE = "loomos-control"
+"""Workflow tasks, and activities that any control worker may run."""
+
+CLUSTER_WORKFLOW_ID = "loomos-cluster"
+"""The one `Cluster` workflow of a namespace."""
+
+JOB_KIND = "TrainingJob"
+
+SEARCH_ATTRIBUTES = {
+    "LoomKind": "Keyword",
+    "LoomName": "Keyword",
+    "LoomOwner": "Keyword",
+    "LoomProject": "Keyword",
+    "LoomState": "Keyword",
+    "LoomModel": "Keyword",
+    "LoomPriority": "Int",
+    "LoomLabels": "KeywordList",
+}
+"""What jobs can be filtered by, in Temporal's UI and in ours. Labels are `key=value`."""
+
+
+def label_list(labels: dict[str, str]) -> list[str]:
+    """Labels as the search attribute holds them."""
+    return [f"{key}={value}" for key, value in sorted(labels.items())]

@@ -1,0 +1,167 @@
+"""Reading documents: YAML 1.2 scalars, JSON, no duplicate keys, every error at once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from loomos.errors import FieldError, InvalidManifest
+from loomos.manifest._spec import TrainingJob
+
+MAX_DOCUMENT_BYTES = 1024 * 1024
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the scalars of YAML 1.2's core schema: `5e-5` is a number, `no` is text."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
+    )
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    for key in keys:
+        if not isinstance(key, str):
+            raise InvalidManifest(
+                [FieldError(path=str(key), message="keys are text; put it in quotes")]
+            )
+        if keys.count(key) > 1:
+            line = node.start_mark.line + 1
+            raise InvalidManifest(
+                [FieldError(path=key, message=f"given twice in the mapping at line {line}")]
+            )
+    return loader.construct_mapping(node, deep=True)  # type: ignore[return-value]
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def read_mapping(text: str, source: str = "manifest") -> dict[str, Any]:
+    """Parse YAML or JSON text that holds one mapping.
+
+    Raises:
+        InvalidManifest: it does not parse, is too large, or is no mapping.
+    """
+    if len(text.encode()) > MAX_DOCUMENT_BYTES:
+        raise InvalidManifest([FieldError(path="$", message="larger than 1 MiB")], source)
+    try:
+        document = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InvalidManifest(
+            [FieldError(path="$", message=f"not YAML or JSON{where}: {problem}")], source
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise InvalidManifest([FieldError(path="$", message=f"{error}")], source) from None
+    if not isinstance(document, dict):
+        raise InvalidManifest(
+            [FieldError(path="$", message="a manifest is a mapping that starts with apiVersion")],
+            source,
+        )
+    return document
+
+
+def validate(document: dict[str, Any], source: str = "manifest") -> TrainingJob:
+    """Check a document against the schema.
+
+    Raises:
+        InvalidManifest: with every error found, each with its path and what would be right.
+    """
+    try:
+        return TrainingJob.model_validate(document)
+    except ValidationError as error:
+        raise InvalidManifest(field_errors(error, TrainingJob), source) from None
+
+
+def field_errors(error: ValidationError, model: type[BaseModel]) -> list[FieldError]:
+    """Turn pydantic's errors into ours: a dotted path, a message for people, a did-you-mean."""
+    found: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        location = [part for part in item["loc"] if not _is_union_tag(part)]
+        path = ".".join(str(part) for part in location) or "$"
+        message = _message(item, model)
+        if path in found and message not in found[path]:
+            found[path] += f"; or {message}"
+        else:
+            found.setdefault(path, message)
+    return [FieldError(path=path, message=message) for path, message in found.items()]
+
+
+def _is_union_tag(part: int | str) -> bool:
+    return isinstance(part, str) and (
+        part.startswith(("function-", "constrained-", "list[", "dict[", "literal["))
+        or part in ("int", "str", "float", "bool", "NodeRange")
+    )
+
+
+def _message(item: Any, model: type[BaseModel]) -> str:
+    kind, given = item["type"], item.get("input")
+    if kind == "extra_forbidden":
+        *parents, key = [part for part in item["loc"] if not _is_union_tag(part)]
+        known = _fields_at(model, parents)
+        close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+        return "unknown key" + (
+            f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+        )
+    if kind == "missing":
+        return "required; add it"
+    if kind == "value_error":
+        return str(item["ctx"]["error"])
+    if kind == "string_pattern_mismatch":
+        return f"{given!r} does not match {item['ctx']['pattern']}"
+    text = str(item["msg"])
+    text = text[0].lower() + text[1:]
+    if kind.startswith(("model_", "dict_")):
+        return "should be a mapping"
+    return f"{text}, not {json.dumps(given, default=str)[:80]}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Names of the fields that the model at `path` has."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        nested = None if field is None else _nested_model(field.annotation)
+        if nested is None:
+            break
+        model = nested
+    return list(model.model_fields)
+
+
+def _nested_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _nested_model(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def read_scalar(text: str) -> Any:
+    """A value as a manifest would read it: `5e-5` is a number, `true` a truth, the rest text."""
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, bool | int | float) else text

@@ -1,0 +1,336 @@
+"""What a person may write in a manifest, field by field.
+
+The models are strict (a `false` is no zero) and closed (an unknown key is an error). They are
+part of every job's history, so they change by addition only.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from loomos.quantities import Duration, Quantity
+
+
+class Document(BaseModel):
+    """Base of everything a person writes: strict, closed, immutable, documented."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+
+Name = Annotated[
+    str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
+]
+"""A DNS label as Kubernetes uses for names: lower case, digits, `-` and `.`."""
+
+LabelKey = Annotated[
+    str, Field(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")
+]
+LabelValue = Annotated[
+    str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")
+]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
+
+
+def _is_dataset_uri(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    if separator and (scheme not in ("s3", "file") or not rest):
+        raise ValueError("use a local path, file:///path or s3://bucket/prefix")
+    if scheme == "s3" and "/" not in rest.strip("/"):
+        raise ValueError("name a prefix inside the bucket, as in s3://bucket/prefix")
+    return uri
+
+
+DataUri = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_is_dataset_uri)]
+
+
+class Metadata(Document):
+    """Who and what a job is."""
+
+    name: Name
+    """Name of the job; its id is this name and a random suffix."""
+    labels: Labels = {}
+    """Free key/value pairs to filter jobs by."""
+    project: Name = "default"
+    """The project that the job counts for; the fairness key in the queue."""
+
+
+class LoRA(Document):
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) as PEFT implements it."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Rank of the update matrices."""
+    alpha: Annotated[int, Field(ge=1)] = 16
+    """Scale; the update is multiplied by alpha/r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the low-rank path."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+
+
+class FineTuning(Document):
+    """The optimisation: how long, how fast, in which precision."""
+
+    method: Literal["full", "lora", "qlora"] = "full"
+    """Which weights train: all, low-rank adapters, or adapters over a 4-bit base."""
+    lora: LoRA = LoRA()
+    """Adapter settings for `lora` and `qlora`."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 5e-5
+    """Peak learning rate of AdamW."""
+    num_epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Passes over the training documents; give this or `max_steps`."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; where both are given the run ends at the earlier."""
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    """Sequences per optimizer step over all ranks. It fixes the data order, whatever the ranks."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Sequences per forward pass of a rank; gradients accumulate over the rest. Default: all."""
+    sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = 512
+    """Tokens per packed sequence."""
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = [0.9, 0.999]
+    """Momentum coefficients of AdamW."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the global gradient norm to this; null for no clipping."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes in bfloat16 over fp32 master weights."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of initial weights, data order and dropout."""
+    evaluate_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between evaluations. Default: a tenth of the run."""
+    evaluate_sequences: Annotated[int, Field(ge=1)] = 64
+    """Packed sequences in one evaluation, over all ranks."""
+
+
+class Model(Document):
+    """What to start from and what to call the result."""
+
+    base_model: Annotated[str, Field(min_length=1, max_length=1024)]
+    """A local folder, `s3://bucket/prefix`, a Hugging Face hub id, `model:NAME` for a published
+    version, or `init:TYPE` for random weights of a transformers model type such as `init:llama`."""
+    config: dict[str, Any] = {}
+    """For `init:`, fields of the transformers config, such as `hidden_size`."""
+    tokenizer: Annotated[
+        str, Field(pattern=r"^(byte|bpe:[0-9]+|base|/.+|s3://.+|[\w.-]+/[\w.-]+)$")
+    ] = "base"
+    """`base` (that of the base model), `byte` (one token a byte, built in), `bpe:SIZE` (trained on
+    the data), or a folder, S3 prefix or hub id."""
+    output_name: Name | None = None
+    """Name under which versions are published. Default: the job's name."""
+    fine_tuning_config: FineTuning = FineTuning()
+    """The optimisation."""
+
+    @model_validator(mode="after")
+    def _init_needs_a_tokenizer(self) -> Model:
+        is_init = self.base_model.startswith("init:")
+        if is_init and not self.base_model.removeprefix("init:"):
+            raise ValueError("name a transformers model type after init:, as in init:llama")
+        if is_init and self.tokenizer == "base":
+            raise ValueError("an init: model has no tokenizer; set tokenizer: byte or bpe:1024")
+        if self.config and not is_init:
+            raise ValueError("config is only for init: models; remove it")
+        return self
+
+
+class Data(Document):
+    """What to train and evaluate on."""
+
+    training_dataset: DataUri
+    """A file or folder of JSONL, text or Parquet: a path the workers can read, or s3://."""
+    validation_dataset: DataUri | None = None
+    """Likewise, for evaluation."""
+    validation_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of training documents held out for evaluation, chosen by hash."""
+    format: Literal["auto", "text", "chat", "prompt_completion"] = "auto"
+    """Shape of a record: `text`, `messages`, or `prompt` and `completion` (loss on the latter)."""
+    text_field: Annotated[str, Field(min_length=1)] = "text"
+    """Field that holds the text in JSONL and Parquet records."""
+    include: Annotated[list[str], Field(min_length=1)] | None = None
+    """Globs of file names to take from a folder, such as `*.py`. Default: every known suffix."""
+    preprocessing: Literal["standard_tokenization"] = "standard_tokenization"
+    """Tokenise, join with end-of-text, cut into `sequence_length` pieces."""
+
+
+class NodeRange(Document):
+    """An elastic gang: any number of nodes in the range that divides the batch."""
+
+    min: Annotated[int, Field(ge=1, le=10_000)]
+    """Fewest nodes to run with."""
+    max: Annotated[int, Field(ge=1, le=10_000)]
+    """Most nodes to take."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> NodeRange:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max}); swap them")
+        return self
+
+
+class Resources(Document):
+    """What one run needs of the cluster."""
+
+    nodes: Annotated[int, Field(ge=1, le=10_000)] | NodeRange = 1
+    """Nodes of the gang, or `{min, max}` for an elastic one."""
+    ranks_per_node: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Processes per node. Default: `gpu_count`, or 1."""
+    gpu_count: Annotated[int, Field(ge=0, le=64)] = 0
+    """GPUs each node must have free."""
+    gpu_type: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    """Substring of the GPU's name, such as A100."""
+    cpu: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Cores each node must have; ranks share them as torch threads. Default: one thread a rank."""
+    memory: Quantity | None = None
+    """Memory each node must have, such as 128Gi."""
+    memory_gb: Annotated[int, Field(ge=1)] | None = None
+    """The same in GiB."""
+    storage: Quantity | None = None
+    """Free disk each node must have, such as 500Gi."""
+    storage_gb: Annotated[int, Field(ge=1)] | None = None
+    """The same in GiB."""
+
+    @model_validator(mode="after")
+    def _one_spelling(self) -> Resources:
+        for field in ("memory", "storage"):
+            if getattr(self, field) is not None and getattr(self, f"{field}_gb") is not None:
+                raise ValueError(f"give {field} or {field}_gb, not both")
+        return self
+
+    @property
+    def node_range(self) -> NodeRange:
+        """The gang's size as a range."""
+        return self.nodes if isinstance(self.nodes, NodeRange) else NodeRange(
+            min=self.nodes, max=self.nodes
+        )
+
+    @property
+    def ranks(self) -> int:
+        """Ranks per node."""
+        return self.ranks_per_node or self.gpu_count or 1
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory a node must have."""
+        return self.memory if self.memory is not None else (self.memory_gb or 0) * 1024**3
+
+    @property
+    def storage_bytes(self) -> int:
+        """Disk a node must have free."""
+        return self.storage if self.storage is not None else (self.storage_gb or 0) * 1024**3
+
+
+class Strategy(Document):
+    """How the ranks share the work."""
+
+    type: Literal["ddp", "fsdp2"] = "ddp"
+    """`ddp` replicates the model, `fsdp2` shards parameters, gradients and optimizer state."""
+
+
+class EarlyStopping(Document):
+    """Stop when the validation loss has stopped falling."""
+
+    metric: Literal["validation_loss"] = "validation_loss"
+    """Metric to watch; lower is better."""
+    patience: Annotated[int, Field(ge=1)] = 5
+    """Evaluations without improvement before the run ends."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest fall that counts as improvement."""
+
+
+class Retries(Document):
+    """How often a failed attempt is made again."""
+
+    max_attempts: Annotated[int, Field(ge=1, le=10_000)] = 10
+    """Failures in a row without a new checkpoint before the run fails. Lost nodes count too."""
+    backoff: Duration = timedelta(seconds=1)
+    """Wait before the second failure's attempt; doubles up to a minute. The first is at once."""
+
+
+class Runtime(Document):
+    """Limits in time, and what happens on the way."""
+
+    max_duration: Duration | None = None
+    """Wall time after which the run checkpoints and ends as failed. Waiting for nodes counts not."""
+    checkpoint_interval: Duration = timedelta(minutes=10)
+    """Time between checkpoints."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps between checkpoints; whichever of the two comes first."""
+    keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Newest checkpoints to keep; the best by validation loss is kept besides."""
+    early_stopping: EarlyStopping | None = None
+    """Stop early; needs validation data."""
+    retries: Retries = Retries()
+    """What failures may cost."""
+    stop_grace: Duration = timedelta(seconds=30)
+    """Time that ranks get for a last checkpoint when stopped."""
+
+
+class TrainingSpec(Document):
+    """What a `TrainingJob` does."""
+
+    algorithm: Literal["sft", "noop"] = "sft"
+    """`sft` is supervised fine-tuning of a causal language model; `noop` does nothing (a probe)."""
+    priority: Annotated[int, Field(ge=1, le=5)] = 3
+    """1 is served first, 5 last; Temporal's priority key."""
+    model: Model | None = None
+    """What to train."""
+    data: Data | None = None
+    """What to train on."""
+    resources: Resources = Resources()
+    """What to train with."""
+    strategy: Strategy = Strategy()
+    """How ranks share the work."""
+    runtime: Runtime = Runtime()
+    """Limits and checkpoints."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TrainingSpec:
+        if self.algorithm == "noop":
+            return self
+        if self.model is None or self.data is None:
+            missing = "model" if self.model is None else "data"
+            raise ValueError(f"algorithm {self.algorithm} needs spec.{missing}; add it")
+        tuning, nodes = self.model.fine_tuning_config, self.resources.node_range
+        if tuning.num_epochs is None and tuning.max_steps is None:
+            raise ValueError(
+                "the run has no end; set model.fine_tuning_config.max_steps or num_epochs"
+            )
+        worlds = [n * self.resources.ranks for n in range(nodes.min, nodes.max + 1)]
+        if not any(tuning.batch_size % world == 0 for world in worlds):
+            raise ValueError(
+                f"model.fine_tuning_config.batch_size ({tuning.batch_size}) must be a multiple of "
+                f"the number of ranks ({worlds[0]})"
+            )
+        validates = self.data.validation_dataset is not None or self.data.validation_split > 0
+        if self.runtime.early_stopping and not validates:
+            raise ValueError(
+                "runtime.early_stopping needs data.validation_dataset or data.validation_split"
+            )
+        if tuning.method == "qlora" and self.strategy.type == "fsdp2":
+            raise ValueError("qlora runs under strategy ddp only; set strategy.type: ddp")
+        return self
+
+
+class TrainingJob(Document):
+    """The document: `kind: TrainingJob`."""
+
+    apiVersion: Literal["loomos.ai/v1"]
+    """Version of this schema."""
+    kind: Literal["TrainingJob"]
+    """What the document describes."""
+    metadata: Metadata
+    """Who and what the job is."""
+    spec: TrainingSpec
+    """What the job does."""

@@ -1,0 +1,96 @@
+"""Bearer tokens: signed, scoped, short-lived (JWT, RFC 7519, HS256).
+
+Scopes include the ones before them: `read` < `submit` < `admin`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import jwt
+from pydantic import BaseModel, ConfigDict
+
+from loomos.errors import InvalidInput, Unauthenticated
+
+Scope = Literal["read", "submit", "admin"]
+SCOPES: tuple[Scope, ...] = ("read", "submit", "admin")
+ISSUER = "loomos"
+
+
+class Identity(BaseModel):
+    """Who a request comes from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    subject: str
+    """Name of the person or machine; owner of the jobs it submits."""
+    scopes: frozenset[str]
+    """What it may do."""
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether one of the scopes is, or includes, `scope`."""
+        return any(wider in self.scopes for wider in SCOPES[SCOPES.index(scope) :])
+
+
+def read_key(path: Path) -> str:
+    """Read a signing key.
+
+    Raises:
+        InvalidInput: the file is missing or the key too short.
+    """
+    try:
+        key = path.expanduser().read_text().strip()
+    except OSError as error:
+        raise InvalidInput(
+            f"auth.signing_key_file {str(path)!r} cannot be read: {error.strerror}"
+        ) from None
+    if len(key) < 32:
+        raise InvalidInput(f"the key in {path} is shorter than 32 characters; make a longer one")
+    return key
+
+
+def make_key(path: Path) -> str:
+    """Read a signing key, making it first if there is none."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(48))
+    return read_key(path)
+
+
+def mint(key: str, subject: str, scopes: list[Scope], lifetime: timedelta) -> str:
+    """Sign a token."""
+    now = datetime.now(UTC)
+    claims = {
+        "iss": ISSUER,
+        "sub": subject,
+        "scope": " ".join(scopes),
+        "iat": now,
+        "exp": now + lifetime,
+        "jti": secrets.token_hex(8),
+    }
+    return jwt.encode(claims, key, algorithm="HS256")
+
+
+def verify(key: str, token: str) -> Identity:
+    """Check a token.
+
+    Raises:
+        Unauthenticated: it is not ours, was changed, or has expired.
+    """
+    try:
+        claims = jwt.decode(
+            token,
+            key,
+            algorithms=["HS256"],
+            issuer=ISSUER,
+            options={"require": ["exp", "sub", "iss"]},
+        )
+    except jwt.ExpiredSignatureError:
+        raise Unauthenticated("the token has expired; `loomos auth create-token` mints") from None
+    except jwt.InvalidTokenError as error:
+        raise Unauthenticated(f"the token is not valid ({error}); `loomos auth login`") from None
+    return Identity(subject=claims["sub"], scopes=frozenset(claims.get("scope", "").split()))

@@ -1,0 +1,247 @@
+"""The one settings object of a process.
+
+Read once at start, passed down. Each value comes from the first of: `LOOMOS_*` variables
+(`LOOMOS_CLUSTER__ENDPOINT`), `~/.loomos/config.yaml`, the local stack that `loomos up` wrote to
+`.loomos/stack.json` here or in a folder above, the default.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from loomos.errors import FieldError, InvalidInput
+
+STACK_FILE = "stack.json"
+STATE_DIR = ".loomos"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ClusterSettings(_Section):
+    """How clients reach the gateway."""
+
+    endpoint: str = "http://127.0.0.1:8400"
+    """URL of the gateway."""
+    timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds a request may take."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 3
+    """Times a request is sent again when the gateway cannot be reached."""
+
+
+class AuthSettings(_Section):
+    """Who the client is."""
+
+    method: Literal["token"] = "token"
+    """How to authenticate."""
+    token: SecretStr | None = None
+    """Bearer token; `LOOMOS_TOKEN` sets it too."""
+    token_file: Path | None = None
+    """File that holds the token."""
+    signing_key_file: Path | None = None
+    """File with the key that signs and verifies tokens; the gateway's, and `create-token`'s."""
+
+
+class OutputSettings(_Section):
+    """What the CLI prints."""
+
+    format: Literal["table", "json", "yaml"] = "table"
+    """Default of `-o`."""
+
+
+class TemporalSettings(_Section):
+    """Where the durable engine is."""
+
+    address: str = "127.0.0.1:7233"
+    """Host and port of the Temporal frontend."""
+    namespace: str = "default"
+    """Temporal namespace."""
+    ui_url: str = "http://127.0.0.1:8233"
+    """Base URL of Temporal's UI, for links."""
+
+
+class StorageSettings(_Section):
+    """Where big bytes are."""
+
+    url: str = "s3://loomos"
+    """`s3://bucket[/prefix]`, or `file:///folder` on one machine."""
+    endpoint: str | None = None
+    """URL of an S3 server other than AWS."""
+    access_key: str | None = None
+    """S3 access key; none for the machine's own AWS credentials."""
+    secret_key: SecretStr | None = None
+    """S3 secret key."""
+    region: str = "us-east-1"
+    """S3 region."""
+
+
+class NodeSettings(_Section):
+    """What a worker node says of itself."""
+
+    id: str = Field(default_factory=lambda: socket.gethostname().lower())
+    """Name of the node, unique in the cluster."""
+    address: str = "127.0.0.1"
+    """Address at which the other nodes of a gang reach this one."""
+    max_ranks: Annotated[int, Field(ge=1)] | None = None
+    """Ranks it will run at once. Default: its GPUs, or its cores."""
+    labels: dict[str, str] = {}
+    """Free key/value pairs."""
+    scratch_dir: Path | None = None
+    """Folder for checkpoints on their way and cached data. Default: the system's temporary one."""
+
+
+class Settings(BaseSettings):
+    """All settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LOOMOS_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    cluster: ClusterSettings = ClusterSettings()
+    auth: AuthSettings = AuthSettings()
+    output: OutputSettings = OutputSettings()
+    temporal: TemporalSettings = TemporalSettings()
+    storage: StorageSettings = StorageSettings()
+    node: NodeSettings = Field(default_factory=NodeSettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order: arguments, environment, config file, local stack."""
+        return (
+            init_settings,
+            env_settings,
+            InitSettingsSource(settings_cls, _token_variable()),
+            InitSettingsSource(settings_cls, read_config_file()),
+            InitSettingsSource(settings_cls, read_stack_settings()),
+        )
+
+    def token(self) -> str | None:
+        """The bearer token to send, from `auth.token` or `auth.token_file`."""
+        if self.auth.token is not None:
+            return self.auth.token.get_secret_value()
+        if self.auth.token_file is not None:
+            path = self.auth.token_file.expanduser()
+            if path.exists():
+                return path.read_text(encoding="utf-8").strip()
+        return None
+
+
+def load_settings() -> Settings:
+    """Read the settings of this process.
+
+    Raises:
+        InvalidInput: a value does not fit, naming it and its fix.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        errors = [
+            FieldError(path=".".join(map(str, e["loc"])), message=e["msg"])
+            for e in error.errors(include_url=False)
+        ]
+        raise InvalidInput(
+            "settings: " + "; ".join(map(str, errors)) + " (see `loomos config view`)", errors
+        ) from None
+
+
+def config_file() -> Path:
+    """Path of the person's config file."""
+    return Path(os.environ.get("LOOMOS_CONFIG", "~/.loomos/config.yaml")).expanduser()
+
+
+def read_config_file() -> dict[str, Any]:
+    """Content of the config file; empty if there is none.
+
+    Raises:
+        InvalidInput: it is not a YAML mapping.
+    """
+    path = config_file()
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{path} is not YAML: {str(error).splitlines()[0]}; mend it") from None
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{path} must hold a mapping such as `cluster: {{endpoint: URL}}`")
+    return content
+
+
+def find_state_dir() -> Path | None:
+    """The nearest `.loomos/` with a stack in it, from here upwards; `LOOMOS_STATE_DIR` wins."""
+    if named := os.environ.get("LOOMOS_STATE_DIR"):
+        return Path(named)
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / STATE_DIR / STACK_FILE).exists():
+            return folder / STATE_DIR
+    return None
+
+
+def read_stack_settings() -> dict[str, Any]:
+    """The settings part of the local stack's file; empty if there is no stack."""
+    folder = find_state_dir()
+    if folder is None or not (folder / STACK_FILE).exists():
+        return {}
+    settings: dict[str, Any] = json.loads((folder / STACK_FILE).read_text()).get("settings", {})
+    return settings
+
+
+def _token_variable() -> dict[str, Any]:
+    token = os.environ.get("LOOMOS_TOKEN")
+    return {"auth": {"token": token}} if token else {}
+
+
+def explain() -> list[tuple[str, Any, str]]:
+    """Each setting as (dotted name, value, where it came from); secrets are masked."""
+    settings = load_settings()
+    environment = _leaves(EnvSettingsSource(Settings)()) | _leaves(_token_variable())
+    sources = [
+        ("environment", environment),
+        (str(config_file()), _leaves(read_config_file())),
+        ("local stack", _leaves(read_stack_settings())),
+    ]
+    rows: list[tuple[str, Any, str]] = []
+    for name, value in _leaves(settings.model_dump(mode="json")).items():
+        origin = next((label for label, known in sources if _covers(known, name)), "default")
+        rows.append((name, value, origin))
+    return rows
+
+
+def _covers(known: dict[str, Any], name: str) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in known)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

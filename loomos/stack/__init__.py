@@ -1,0 +1,1 @@
+"""The embedded stack: everything LoomOS needs, on one machine, under one supervisor."""

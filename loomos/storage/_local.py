@@ -1,0 +1,124 @@
+"""A store in a local folder: for one machine, for bare `torchrun`, and as the contract's twin."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from loomos.errors import NotFound
+from loomos.storage import ObjectInfo
+
+_PARTIAL = ".partial-"
+
+
+class LocalStore:
+    """Objects are files; they appear by rename, so a reader never sees half of one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = f"file://{root}"
+
+    def put(self, key: str, data: bytes) -> None:
+        """See `Store.put`."""
+        with self._whole(key) as partial:
+            partial.write_bytes(data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See `Store.put_if_absent`."""
+        target = self._path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
+        partial.write_bytes(data)
+        try:
+            os.link(partial, target)
+        except FileExistsError:
+            return target.read_bytes() == data
+        finally:
+            partial.unlink()
+        return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See `Store.put_file`."""
+        with self._whole(key) as partial:
+            shutil.copyfile(path, partial)
+
+    def get(self, key: str) -> bytes:
+        """See `Store.get`."""
+        try:
+            return self._path(key).read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
+            raise NotFound(f"no object {key!r} in {self.url}") from None
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """See `Store.stream`."""
+        try:
+            file = self._path(key).open("rb")
+        except (FileNotFoundError, IsADirectoryError):
+            raise NotFound(f"no object {key!r} in {self.url}") from None
+
+        def pieces() -> Iterator[bytes]:
+            with file:
+                while piece := file.read(1024 * 1024):
+                    yield piece
+
+        return pieces()
+
+    def get_file(self, key: str, path: Path) -> None:
+        """See `Store.get_file`."""
+        partial = path.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
+        try:
+            shutil.copyfile(self._path(key), partial)
+        except FileNotFoundError:
+            raise NotFound(f"no object {key!r} in {self.url}") from None
+        partial.replace(path)
+
+    def exists(self, key: str) -> bool:
+        """See `Store.exists`."""
+        return self._path(key).is_file()
+
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """See `Store.list`."""
+        folder = self.root / prefix.rpartition("/")[0]
+        keys = sorted(
+            path.relative_to(self.root).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and not path.name.startswith(_PARTIAL)
+        )
+        for key in keys:
+            if key.startswith(prefix) and key > after:
+                with contextlib.suppress(FileNotFoundError):
+                    yield ObjectInfo(key=key, size_bytes=self._path(key).stat().st_size)
+
+    def list_children(self, prefix: str) -> list[str]:
+        """See `Store.list_children`."""
+        folder = self.root / prefix
+        if not folder.is_dir():
+            return []
+        return sorted(
+            child.name + "/" * child.is_dir()
+            for child in folder.iterdir()
+            if not child.name.startswith(_PARTIAL)
+        )
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """See `Store.delete`."""
+        for key in keys:
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.root / key
+
+    @contextlib.contextmanager
+    def _whole(self, key: str) -> Iterator[Path]:
+        target = self._path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
+        try:
+            yield partial
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,99 @@
+"""Where things are in the store. One concept, one path, made here only.
+
+    jobs/<job>/checkpoints/g<generation>/fence.json          which older checkpoints count
+    jobs/<job>/checkpoints/g<generation>/s<step>/manifest.json   written last: it exists or not
+    jobs/<job>/checkpoints/g<generation>/s<step>/<shard>
+    jobs/<job>/gangs/g<generation>.json                      rendezvous endpoint of a gang
+    jobs/<job>/metrics/g<generation>/r<rank>/<first step>.jsonl
+    jobs/<job>/logs/g<generation>/n<node rank>/<sequence>.jsonl
+    jobs/<job>/events/g<generation>/<sequence>.jsonl
+    blobs/<sha256>                                           content-addressed inputs
+    models/<name>/<version>/...                              published versions; manifest.json last
+
+Numbers are zero-padded, so that key order is number order.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+def job_prefix(job_id: str) -> str:
+    """Everything of a job."""
+    return f"jobs/{job_id}/"
+
+
+def checkpoints_prefix(job_id: str) -> str:
+    """All checkpoints of a job."""
+    return f"jobs/{job_id}/checkpoints/"
+
+
+def generation_prefix(job_id: str, generation: int) -> str:
+    """Checkpoints written by one generation."""
+    return f"{checkpoints_prefix(job_id)}g{generation:06d}/"
+
+
+def fence_key(job_id: str, generation: int) -> str:
+    """The object that makes a generation the current one."""
+    return f"{generation_prefix(job_id, generation)}fence.json"
+
+
+def checkpoint_prefix(job_id: str, generation: int, step: int) -> str:
+    """One checkpoint."""
+    return f"{generation_prefix(job_id, generation)}s{step:010d}/"
+
+
+_CHECKPOINT = re.compile(r"g(\d{6,})/s(\d{10,})/manifest\.json$")
+_FENCE = re.compile(r"g(\d{6,})/fence\.json$")
+
+
+def parse_checkpoint_manifest(key: str) -> tuple[int, int] | None:
+    """(generation, step) of a checkpoint manifest's key; None for any other key."""
+    match = _CHECKPOINT.search(key)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def parse_fence(key: str) -> int | None:
+    """Generation of a fence's key; None for any other key."""
+    match = _FENCE.search(key)
+    return int(match[1]) if match else None
+
+
+def gang_key(job_id: str, generation: int) -> str:
+    """Where the first node of a gang says how to reach it."""
+    return f"jobs/{job_id}/gangs/g{generation:06d}.json"
+
+
+def metrics_prefix(job_id: str) -> str:
+    """All metric chunks of a job."""
+    return f"jobs/{job_id}/metrics/"
+
+
+def logs_prefix(job_id: str) -> str:
+    """All log chunks of a job."""
+    return f"jobs/{job_id}/logs/"
+
+
+def events_prefix(job_id: str) -> str:
+    """All event chunks of a job."""
+    return f"jobs/{job_id}/events/"
+
+
+def chunk_key(prefix: str, generation: int, writer: str, sequence: int) -> str:
+    """One append-only chunk below `prefix`; `writer` tells apart writers of one generation."""
+    return f"{prefix}g{generation:06d}/{writer}/{sequence:010d}.jsonl"
+
+
+def blob_key(sha256: str) -> str:
+    """A content-addressed input."""
+    return f"blobs/{sha256}"
+
+
+def plan_key(job_id: str) -> str:
+    """Facts about a run that are computed once, such as its number of steps."""
+    return f"jobs/{job_id}/plan.json"
+
+
+def model_prefix(name: str, version: str) -> str:
+    """One published model version."""
+    return f"models/{name}/{version}/"

@@ -1,0 +1,170 @@
+"""From a checkpoint to a model version: safetensors, tokenizer, model card, manifest last.
+
+The version is derived from the job and the bytes of its files, so doing it twice makes one
+version. Adapters are merged into the base; they are kept beside it in `adapter/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loomos.errors import LoomOSError
+from loomos.jobs.messages import (
+    CheckpointRef,
+    ModelVersion,
+    PublishRequest,
+)
+from loomos.storage import Store, file_sha256, open_store
+from loomos.storage.layout import model_prefix, plan_key
+from loomos.training.checkpoint import read_tensors
+from loomos.training.inputs import InputCache, load_tokenizer, model_source
+from loomos.training.model import add_adapters, build_model
+from loomos.training.requests import ExportRequest
+
+VERSION_MANIFEST = "manifest.json"
+
+
+def run_export(request_file: Path) -> int:
+    """Publish; write the version or the error where the request says. Returns the exit code."""
+    request = ExportRequest.model_validate_json(request_file.read_text())
+    try:
+        version = publish(request)
+    except Exception as error:
+        traceback.print_exc()
+        retryable = not isinstance(error, LoomOSError) or error.retryable
+        content = {"type": type(error).__name__, "message": str(error), "retryable": retryable}
+        request.result.write_text(json.dumps({"error": content}))
+        return 1
+    request.result.write_text(json.dumps({"version": version.model_dump(mode="json")}))
+    return 0
+
+
+def publish(request: ExportRequest) -> ModelVersion:
+    """Write the model version of a finished job.
+
+    Raises:
+        CheckpointCorrupt: its last checkpoint is damaged.
+        Unavailable: the store cannot be reached.
+    """
+    store = open_store(request.storage)
+    with tempfile.TemporaryDirectory(dir=request.scratch, prefix="export-") as folder:
+        root = Path(folder) / "model"
+        _write_files(request, store, Path(folder), root)
+        return _upload(request.publish, store, root)
+
+
+def _write_files(request: ExportRequest, store: Store, folder: Path, root: Path) -> None:
+    job = request.publish
+    spec = job.spec.model
+    assert spec is not None
+    cache = InputCache(store, request.storage, request.scratch / "inputs")
+    trained = None
+    if spec.tokenizer.startswith("bpe:"):
+        trained = store.get(plan_key(job.job_id).replace("plan", "tokenizer")).decode()
+    tokenizer = load_tokenizer(spec, job.inputs, cache, trained)
+    base = build_model(spec, model_source(spec, job.inputs, cache), len(tokenizer))
+    model = add_adapters(base, spec.fine_tuning_config)
+    ref = CheckpointRef(generation=job.generation, step=job.step)
+    scratch = folder / "checkpoint"
+    tensors = read_tensors(store, job.job_id, ref, scratch)
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    _, unexpected = model.load_state_dict(weights, strict=False)
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and n not in weights]
+    if unexpected or missing:
+        raise LoomOSError(
+            f"checkpoint of step {job.step} does not fit the model: unexpected {unexpected[:3]}, "
+            f"missing {missing[:3]}"
+        )
+    with torch.no_grad():
+        if spec.fine_tuning_config.method != "full":
+            model.save_pretrained(root / "adapter")
+            model = model.merge_and_unload()
+        model.save_pretrained(root)
+    tokenizer.save_pretrained(root)
+    (root / "README.md").write_text(model_card(job))
+
+
+def _upload(job: PublishRequest, store: Store, root: Path) -> ModelVersion:
+    files: dict[str, dict[str, Any]] = {
+        path.relative_to(root).as_posix(): {
+            "sha256": file_sha256(path),
+            "size_bytes": path.stat().st_size,
+        }
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+    weights = {n: f["sha256"] for n, f in files.items() if n.endswith(".safetensors")}
+    weights_sha256 = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+    identity = {"job": job.job_id, "files": {n: f["sha256"] for n, f in files.items()}}
+    version = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    prefix = model_prefix(job.name, version)
+    for name in files:
+        store.put_file(prefix + name, root / name)
+    made = ModelVersion(
+        name=job.name,
+        version=version,
+        key_prefix=prefix,
+        size_bytes=sum(f["size_bytes"] for f in files.values()),
+        weights_sha256=weights_sha256,
+    )
+    manifest = {
+        "format": 1,
+        **made.model_dump(mode="json"),
+        "files": files,
+        "lineage": {
+            "job_id": job.job_id,
+            "generation": job.generation,
+            "step": job.step,
+            "inputs": job.inputs.model_dump(mode="json"),
+            "loss": job.outcome.loss,
+            "validation_loss": job.outcome.validation_loss,
+        },
+    }
+    store.put(prefix + VERSION_MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    return made
+
+
+def model_card(job: PublishRequest) -> str:
+    """The model card (Mitchell et al. 2019, arXiv:1810.03993), in the Hub's form."""
+    spec, data = job.spec.model, job.spec.data
+    assert spec is not None and data is not None
+    tuning, outcome = spec.fine_tuning_config, job.outcome
+
+    def number(value: float | None) -> str:
+        return "not measured" if value is None else f"{value:.4f}"
+
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [loomos]
+---
+# {job.name}
+
+Trained by LoomOS {job.inputs.code}, job `{job.job_id}`.
+
+| what | value |
+|---|---|
+| base model | `{spec.base_model}` |
+| method | {tuning.method}, {job.spec.strategy.type}, {tuning.precision} |
+| training data | `{data.training_dataset}` (index sha256 `{job.inputs.training.sha256}`) |
+| steps | {outcome.step} of {outcome.total_steps}, ended by {outcome.reason} |
+| tokens per step | {tuning.batch_size * tuning.sequence_length} |
+| training loss, last step | {number(outcome.loss)} |
+| validation loss | {number(outcome.validation_loss)} |
+| learning rate | {tuning.learning_rate}, {tuning.scheduler}, {tuning.warmup_steps} warm-up steps |
+| seed | {tuning.seed} |
+
+Losses are mean nats per token. Nothing else about this model has been evaluated.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(run_export(Path(sys.argv[1])))

@@ -1,0 +1,141 @@
+"""The model: loaded or made, given adapters, wrapped for its strategy."""
+
+from __future__ import annotations
+
+import contextlib
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+from loomos.errors import InvalidModel
+from loomos.manifest import FineTuning, LoRA, Model, TrainingSpec
+
+
+def build_model(model: Model, source: Path | None, vocab_size: int, *, quantize: bool = False) -> Any:
+    """Make or load the base model in fp32, without adapters.
+
+    Args:
+        model: what the manifest says.
+        source: local folder of the weights; None for `init:`.
+        vocab_size: tokens of the tokenizer.
+        quantize: load linear layers as 4-bit NF4 (QLoRA, arXiv:2305.14314).
+
+    Raises:
+        InvalidModel: transformers cannot make or load it; says why.
+    """
+    tuning = model.fine_tuning_config
+    try:
+        if model.base_model.startswith("init:"):
+            made = _init_model(model, vocab_size, tuning.seed)
+            return _quantize_in_memory(made) if quantize else made
+        options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+        if quantize:
+            options["quantization_config"] = _nf4()
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InvalidModel(f"model.base_model {model.base_model!r}: {reason}") from error
+
+
+def _init_model(model: Model, vocab_size: int, seed: int) -> Any:
+    model_type = model.base_model.removeprefix("init:")
+    config = AutoConfig.for_model(model_type, **{"vocab_size": vocab_size, **model.config})
+    if config.vocab_size < vocab_size:
+        raise ValueError(f"model.config.vocab_size must be at least {vocab_size}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _nf4() -> Any:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+
+
+def _quantize_in_memory(model: Any) -> Any:
+    """Quantise a model that is on no disk, by way of a temporary folder."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, quantization_config=_nf4()
+        )
+
+
+def add_adapters(model: Any, tuning: FineTuning, *, quantized: bool = False) -> Any:
+    """Freeze the base and add LoRA adapters, if the method asks for them."""
+    if tuning.method == "full":
+        return model
+    if quantized:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(tuning.seed + 1)
+        return get_peft_model(model, lora_config(tuning.lora))
+
+
+def lora_config(lora: LoRA) -> Any:
+    """PEFT's configuration for our manifest's."""
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def parallelize(model: nn.Module, spec: TrainingSpec, device: torch.device) -> nn.Module:
+    """Wrap the model for the strategy; with one rank only fsdp2 changes it."""
+    assert spec.model is not None
+    tuning = spec.model.fine_tuning_config
+    if tuning.torch_compile:
+        model.compile()
+    if spec.strategy.type == "fsdp2":
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        policy = (
+            MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            if tuning.precision == "bf16"
+            else MixedPrecisionPolicy()
+        )
+        for block in _decoder_blocks(model):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        return model
+    if dist.get_world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None
+    )
+
+
+def _decoder_blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a transformers model, in order."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    if blocks:
+        return blocks
+    return [m for parent in model.modules() if isinstance(parent, nn.ModuleList) for m in parent]
+
+
+def without_gradient_sync(model: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Context for one micro-batch: gradients are exchanged after the last one only."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(is_last)
+        return contextlib.nullcontext()
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return contextlib.nullcontext()

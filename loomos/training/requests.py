@@ -1,0 +1,44 @@
+"""What a worker hands to the processes that its rank host forks. No torch here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from loomos.jobs.messages import Message, PublishRequest, TrainAssignment
+from loomos.settings import StorageSettings
+
+
+class HostedRequest(Message):
+    """What every such process gets. It travels as a file that only its owner can read."""
+
+    storage: StorageSettings
+    """How to reach the store."""
+    scratch: Path
+    """Folder for this machine's temporary files."""
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON, the store's secret included."""
+        content = self.model_dump(mode="json")
+        secret = self.storage.secret_key
+        content["storage"]["secret_key"] = secret.get_secret_value() if secret else None
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(content))
+
+
+class RankRequest(HostedRequest):
+    """For the ranks of one node in one attempt."""
+
+    assignment: TrainAssignment
+    """The work."""
+    pipe: Path | None = None
+    """Named pipe for reports."""
+
+
+class ExportRequest(HostedRequest):
+    """For the process that makes a model version."""
+
+    publish: PublishRequest
+    """What to publish."""
+    result: Path
+    """File for the `ModelVersion`, or for the error."""

@@ -1,0 +1,236 @@
+"""Pinning inputs: from what a manifest names to digests, with the bytes where every node gets them.
+
+Local files are copied into the store as blobs named by their digest. S3 objects stay where they
+are and are verified when fetched. Hub models are pinned to a commit.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from loomos.errors import InvalidData, InvalidModel
+from loomos.jobs.messages import DataFile, DatasetIndex, Reference, ResolvedInputs
+from loomos.manifest import Data, Model, TrainingSpec
+from loomos.settings import StorageSettings
+from loomos.storage import Store, file_sha256, open_store, open_uri
+from loomos.storage.layout import blob_key
+from loomos.training.data import KNOWN_SUFFIXES, DocumentFile, document_offsets
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+class _Found(NamedTuple):
+    """A file of a dataset before it is pinned."""
+
+    name: str
+    path: Path
+    uri: str
+    """Empty for a local file, which is copied into the store."""
+
+
+def resolve(
+    spec: TrainingSpec, settings: StorageSettings, progress: Callable[[str], None]
+) -> ResolvedInputs:
+    """Pin model, tokenizer and data.
+
+    Args:
+        spec: what the manifest says.
+        settings: the store, and the credentials for other buckets.
+        progress: called with a few words now and then.
+
+    Raises:
+        InvalidData: the dataset is missing, empty or not of the shape it claims.
+        InvalidModel: the base model or tokenizer is missing.
+    """
+    assert spec.model is not None and spec.data is not None
+    store = open_store(settings)
+    validation = spec.data.validation_dataset
+    return ResolvedInputs(
+        model=_pin_model(spec.model.base_model, "model.base_model", store, settings, progress),
+        tokenizer=_pin_tokenizer(spec.model, store, settings, progress),
+        training=_pin_dataset(spec.data.training_dataset, spec.data, store, settings, progress),
+        validation=(
+            None
+            if validation is None
+            else _pin_dataset(validation, spec.data, store, settings, progress)
+        ),
+        code=version("loomos"),
+    )
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def _pin_dataset(
+    source: str,
+    data: Data,
+    store: Store,
+    settings: StorageSettings,
+    progress: Callable[[str], None],
+) -> Reference:
+    files: list[DataFile] = []
+    for found in _find_files(source, data, settings):
+        progress(f"pinning {found.name}")
+        digest = file_sha256(found.path)
+        documents = len(document_offsets(found.path, found.name)) - 1
+        if documents:
+            DocumentFile(found.path, found.name, data.format, data.text_field).read(0)
+        if not found.uri and not store.exists(blob_key(digest)):
+            store.put_file(blob_key(digest), found.path)
+        files.append(
+            DataFile(
+                name=found.name,
+                uri=found.uri or f"blob:{digest}",
+                sha256=digest,
+                size_bytes=found.path.stat().st_size,
+                documents=documents,
+            )
+        )
+    if not sum(file.documents for file in files):
+        wanted = ", ".join(data.include or sorted(KNOWN_SUFFIXES))
+        raise InvalidData(f"no documents in {source!r}; looked for {wanted}")
+    index = DatasetIndex(source=source, files=files)
+    return _put_blob(store, index.model_dump_json().encode(), sum(f.size_bytes for f in files))
+
+
+def _find_files(source: str, data: Data, settings: StorageSettings) -> Iterator[_Found]:
+    if source.startswith("s3://"):
+        yield from _find_s3(source, data, settings)
+        return
+    root = Path(source.removeprefix("file://"))
+    if root.is_file():
+        yield _Found(root.name, root, "")
+        return
+    if not root.is_dir():
+        raise InvalidData(f"{source!r} does not exist where the control worker runs; use s3://")
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if _wanted(name, data) and path.is_file() and path.stat().st_size:
+            yield _Found(name, path, "")
+
+
+def _find_s3(source: str, data: Data, settings: StorageSettings) -> Iterator[_Found]:
+    bucket, _, prefix = source.removeprefix("s3://").partition("/")
+    store = open_uri(f"s3://{bucket}", settings)
+    with tempfile.TemporaryDirectory() as folder:
+        for item in store.list(prefix):
+            name = item.key.removeprefix(prefix).lstrip("/") or item.key.rpartition("/")[2]
+            if item.size_bytes and (item.key == prefix or _wanted(name, data)):
+                path = Path(folder) / "object"
+                store.get_file(item.key, path)
+                yield _Found(name, path, f"s3://{bucket}/{item.key}")
+
+
+def _wanted(name: str, data: Data) -> bool:
+    if data.include is not None:
+        base = name.rpartition("/")[2]
+        return any(fnmatch.fnmatch(n, pattern) for pattern in data.include for n in (name, base))
+    return Path(name).suffix.lower() in KNOWN_SUFFIXES
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def _pin_tokenizer(
+    model: Model, store: Store, settings: StorageSettings, progress: Callable[[str], None]
+) -> Reference | None:
+    if model.tokenizer in ("base", "byte") or model.tokenizer.startswith("bpe:"):
+        return None
+    return _pin_model(model.tokenizer, "model.tokenizer", store, settings, progress)
+
+
+def _pin_model(
+    source: str,
+    field: str,
+    store: Store,
+    settings: StorageSettings,
+    progress: Callable[[str], None],
+) -> Reference:
+    if source.startswith("init:"):
+        return Reference(uri=source, sha256=hashlib.sha256(source.encode()).hexdigest())
+    if source.startswith("model:"):
+        return _pin_version(source, field, store)
+    if source.startswith("s3://"):
+        with tempfile.TemporaryDirectory() as folder:
+            _download_folder(source, Path(folder), settings)
+            return _pin_folder(source, field, Path(folder), store, progress)
+    if Path(source).is_dir():
+        return _pin_folder(source, field, Path(source), store, progress)
+    if source.startswith(("/", ".")):
+        raise InvalidModel(f"{field} {source!r} does not exist where the control worker runs")
+    return _pin_hub(source, field)
+
+
+def _pin_version(source: str, field: str, store: Store) -> Reference:
+    name, _, wanted = source.removeprefix("model:").partition("@")
+    versions = [child.rstrip("/") for child in store.list_children(f"models/{name}/")]
+    if wanted not in versions:
+        raise InvalidModel(
+            f"{field} {source!r}: write model:NAME@VERSION; {name!r} has "
+            + (", ".join(versions) or "no versions")
+        )
+    prefix = f"models/{name}/{wanted}/"
+    manifest = json.loads(store.get(f"{prefix}manifest.json"))
+    files = [
+        {"name": file, "sha256": facts["sha256"]}
+        for file, facts in sorted(manifest["files"].items())
+        if not file.startswith("adapter/")
+    ]
+    for file in files:
+        if not store.exists(blob_key(file["sha256"])):
+            store.put(blob_key(file["sha256"]), store.get(prefix + file["name"]))
+    return _put_blob(store, json.dumps({"files": files}).encode(), manifest["size_bytes"])
+
+
+def _download_folder(source: str, folder: Path, settings: StorageSettings) -> None:
+    bucket, _, prefix = source.removeprefix("s3://").partition("/")
+    store = open_uri(f"s3://{bucket}", settings)
+    for item in store.list(prefix):
+        target = folder / item.key.removeprefix(prefix).lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.get_file(item.key, target)
+
+
+def _pin_folder(
+    source: str, field: str, folder: Path, store: Store, progress: Callable[[str], None]
+) -> Reference:
+    if not (folder / "config.json").exists() and field == "model.base_model":
+        raise InvalidModel(f"{field} {source!r} has no config.json; name a transformers folder")
+    files: list[dict[str, str]] = []
+    size_bytes = 0
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and any(path.match(pattern) for pattern in MODEL_FILES):
+            progress(f"pinning {path.name}")
+            digest = file_sha256(path)
+            if not store.exists(blob_key(digest)):
+                store.put_file(blob_key(digest), path)
+            files.append({"name": path.name, "sha256": digest})
+            size_bytes += path.stat().st_size
+    return _put_blob(store, json.dumps({"files": files}).encode(), size_bytes)
+
+
+def _pin_hub(source: str, field: str) -> Reference:
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        commit = model_info(source).sha
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise InvalidModel(
+            f"{field} {source!r} is no local folder and the hub does not give it: "
+            f"{type(error).__name__}"
+        ) from error
+    return Reference(uri=f"hub:{source}", sha256=str(commit))
+
+
+def _put_blob(store: Store, content: bytes, size_bytes: int) -> Reference:
+    digest = hashlib.sha256(content).hexdigest()
+    store.put_if_absent(blob_key(digest), content)
+    return Reference(uri=blob_key(digest), sha256=digest, size_bytes=size_bytes)

@@ -1,0 +1,1 @@
+"""The processes: `python -m workers.control`, `python -m workers.gpu`."""

@@ -1,0 +1,64 @@
+"""The control worker: runs every workflow, and the activities that need no torch.
+
+Run any number of them. Start with `python -m workers.control`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from activities.control import ControlActivities
+from activities.failures import FailureInterceptor
+from loomos.client.temporal import connect
+from loomos.jobs.names import CONTROL_QUEUE
+from loomos.runtime import run_process
+from loomos.settings import load_settings
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from workers.build import deployment
+from workflows.cluster import Cluster
+from workflows.training import TrainingRun
+
+WORKFLOWS = [TrainingRun, Cluster]
+
+
+def sandbox() -> SandboxedWorkflowRunner:
+    """Workflow code is checked for determinism; the pure library is passed through."""
+    return SandboxedWorkflowRunner(
+        restrictions=SandboxRestrictions.default.with_passthrough_modules(
+            "loomos", "pydantic", "pydantic_core", "annotated_types", "yaml", "typing_extensions"
+        )
+    )
+
+
+async def main(stop: asyncio.Event) -> None:
+    """Serve until asked to stop; then finish what runs."""
+    settings = load_settings()
+    client = await connect(settings.temporal, patience_s=60)
+    control = ControlActivities(settings, client)
+    worker = Worker(
+        client,
+        task_queue=CONTROL_QUEUE,
+        workflows=WORKFLOWS,
+        activities=[
+            control.resolve_inputs,
+            control.open_attempt,
+            control.noop,
+            control.audit_leases,
+        ],
+        workflow_runner=sandbox(),
+        interceptors=[FailureInterceptor()],
+        deployment_config=deployment(),
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+        max_heartbeat_throttle_interval=timedelta(seconds=1),
+        graceful_shutdown_timeout=timedelta(seconds=5),
+        max_concurrent_workflow_task_polls=10,
+    )
+    async with worker:
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    run_process(main)

@@ -1,0 +1,133 @@
+"""A worker node: registers, heartbeats, and runs ranks and exports on its own queue.
+
+It never imports torch; its rank host does. SIGTERM drains it: what runs checkpoints and moves on.
+Start with `python -m workers.gpu`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+from activities.failures import FailureInterceptor
+from activities.presence import PresenceActivities
+from activities.rank_host import RankHost
+from activities.train import TrainActivities
+from loomos.client.temporal import connect
+from loomos.jobs.messages import ClusterState, NodeInfo
+from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE
+from loomos.lifeline import die_with_parent
+from loomos.runtime import run_process
+from loomos.settings import NodeSettings, load_settings
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+
+from workers.build import deployment
+
+log = logging.getLogger(__name__)
+
+REGISTER_INTERVAL_S = 3.0
+"""A node that the cluster does not hold says hello so often."""
+
+
+def describe_node(settings: NodeSettings, scratch: Path) -> NodeInfo:
+    """Look at this machine."""
+    gpus = _gpus()
+    return NodeInfo(
+        node_id=settings.id,
+        incarnation=uuid.uuid4().hex[:8],
+        address=settings.address,
+        max_ranks=settings.max_ranks or len(gpus) or os.cpu_count() or 1,
+        cpu_count=os.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total,
+        storage_bytes=shutil.disk_usage(scratch).free,
+        gpus=gpus,
+        labels=settings.labels,
+    )
+
+
+def _gpus() -> list[str]:
+    """Names of this machine's NVIDIA GPUs; none if the driver's tool is not there."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    listing = subprocess.run(
+        [tool, "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return [line.strip() for line in listing.stdout.splitlines() if line.strip()]
+
+
+async def keep_registered(client: Client, info: NodeInfo, presence: PresenceActivities) -> None:
+    """Say hello to the cluster until it holds this node, and again whenever it lets go."""
+    while True:
+        if not presence.is_held.is_set():
+            try:
+                await client.start_workflow(
+                    "Cluster",
+                    ClusterState(),
+                    id=CLUSTER_WORKFLOW_ID,
+                    task_queue=CONTROL_QUEUE,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    start_signal="register_node",
+                    start_signal_args=[info],
+                    task_timeout=timedelta(seconds=5),
+                    static_summary="nodes and leases",
+                )
+            except RPCError as error:
+                log.warning("cannot register: %s", error)
+        await asyncio.sleep(REGISTER_INTERVAL_S)
+
+
+async def main(stop: asyncio.Event) -> None:
+    """Serve until asked to stop."""
+    settings = load_settings()
+    if os.environ.get("LOOMOS_DIE_WITH_PARENT"):
+        die_with_parent(os.getppid())
+    scratch = settings.node.scratch_dir or Path(tempfile.gettempdir()) / "loomos"
+    scratch = scratch / settings.node.id
+    scratch.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(scratch / "attempts", ignore_errors=True)
+    shutil.rmtree(scratch / "checkpoints", ignore_errors=True)
+    host = RankHost()
+    warming = asyncio.create_task(host.start())
+    client = await connect(settings.temporal, patience_s=60)
+    info = describe_node(settings.node, scratch)
+    presence = PresenceActivities(scratch)
+    train = TrainActivities(settings, host, scratch)
+    worker = Worker(
+        client,
+        task_queue=info.task_queue,
+        activities=[train.train, train.publish_model, presence.hold_node],
+        interceptors=[FailureInterceptor()],
+        deployment_config=deployment(),
+        max_heartbeat_throttle_interval=timedelta(seconds=1),
+        default_heartbeat_throttle_interval=timedelta(seconds=1),
+        graceful_shutdown_timeout=timedelta(seconds=0),
+        identity=f"{info.node_id}@{info.incarnation}",
+    )
+    log.info("node %s, incarnation %s, %s ranks", info.node_id, info.incarnation, info.max_ranks)
+    async with worker:
+        registering = asyncio.create_task(keep_registered(client, info, presence))
+        await stop.wait()
+        registering.cancel()
+        presence.leave()
+    warming.cancel()
+    await host.close()
+
+
+if __name__ == "__main__":
+    run_process(main)

@@ -1,0 +1,1 @@
+"""Durable processes. Each decides; activities do. Standard library, temporalio and messages only."""

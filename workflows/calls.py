@@ -1,0 +1,138 @@
+"""Typed stubs of activities, with the timeouts and retries of each, in one place.
+
+Workflows call activities by name through these, so that no workflow imports what an activity
+needs. Every activity has a start-to-close time-out and, past ten seconds, a heartbeat time-out.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.workflow import ActivityCancellationType, ActivityHandle
+
+with workflow.unsafe.imports_passed_through():
+    from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS
+    from loomos.jobs.messages import (
+        AttemptPlan,
+        Empty,
+        LeaseAudit,
+        ModelVersion,
+        NodeInfo,
+        OpenAttempt,
+        PublishRequest,
+        ResolvedInputs,
+        TrainAssignment,
+        TrainOutcome,
+    )
+    from loomos.manifest import TrainingSpec
+
+HEARTBEAT_TIMEOUT = timedelta(seconds=10)
+"""A node or a gang member that is silent for so long is dead."""
+
+START_TIMEOUT = timedelta(seconds=20)
+"""A node that does not pick up its task for so long is dead."""
+
+FOR_EVER = timedelta(days=3650)
+
+_QUICK = RetryPolicy(
+    initial_interval=timedelta(milliseconds=200),
+    maximum_interval=timedelta(seconds=5),
+    non_retryable_error_types=NON_RETRYABLE_TRAINING_ERRORS,
+)
+_ONCE = RetryPolicy(maximum_attempts=1)
+
+
+async def resolve_inputs(spec: TrainingSpec) -> ResolvedInputs:
+    """Pin model and data to digests."""
+    return await workflow.execute_activity(
+        "resolve_inputs",
+        spec,
+        result_type=ResolvedInputs,
+        start_to_close_timeout=timedelta(hours=6),
+        heartbeat_timeout=timedelta(seconds=30),
+        retry_policy=_QUICK,
+        summary="pin model and data",
+    )
+
+
+async def open_attempt(request: OpenAttempt) -> AttemptPlan:
+    """Start a new generation."""
+    return await workflow.execute_activity(
+        "open_attempt",
+        request,
+        result_type=AttemptPlan,
+        start_to_close_timeout=timedelta(minutes=2),
+        heartbeat_timeout=timedelta(seconds=90),
+        retry_policy=_QUICK,
+        summary="fence older attempts",
+    )
+
+
+def start_train(job: TrainAssignment, summary: str) -> ActivityHandle[TrainOutcome]:
+    """Start one node's part of a gang. It is never retried: the workflow makes a new gang."""
+    return workflow.start_activity(
+        "train",
+        job,
+        result_type=TrainOutcome,
+        task_queue=job.nodes[job.node_rank].task_queue,
+        schedule_to_start_timeout=START_TIMEOUT,
+        start_to_close_timeout=FOR_EVER,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_ONCE,
+        cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        summary=summary,
+    )
+
+
+def start_publish(request: PublishRequest, node: NodeInfo) -> ActivityHandle[ModelVersion]:
+    """Turn the last checkpoint into a model version, on a node that has torch."""
+    return workflow.start_activity(
+        "publish_model",
+        request,
+        result_type=ModelVersion,
+        task_queue=node.task_queue,
+        schedule_to_start_timeout=START_TIMEOUT,
+        start_to_close_timeout=timedelta(hours=6),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_ONCE,
+        cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        summary=f"publish {request.name}, step {request.step}",
+    )
+
+
+async def noop() -> None:
+    """Do nothing, on a control worker."""
+    await workflow.execute_activity(
+        "noop", start_to_close_timeout=timedelta(seconds=10), retry_policy=_QUICK
+    )
+
+
+async def hold_node(info: NodeInfo) -> None:
+    """Heartbeat from a node for as long as it lives; ends only when it is lost or leaves."""
+    await workflow.execute_activity(
+        "hold_node",
+        info,
+        result_type=Empty,
+        task_queue=info.task_queue,
+        schedule_to_start_timeout=START_TIMEOUT,
+        start_to_close_timeout=FOR_EVER,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_ONCE,
+        cancellation_type=ActivityCancellationType.ABANDON,
+        summary=f"node {info.node_id}",
+    )
+
+
+async def audit_leases(audit: LeaseAudit) -> LeaseAudit:
+    """Which of these holders are gone."""
+    return await workflow.execute_activity(
+        "audit_leases",
+        audit,
+        result_type=LeaseAudit,
+        start_to_close_timeout=timedelta(minutes=1),
+        heartbeat_timeout=timedelta(seconds=30),
+        retry_policy=_QUICK,
+        summary="look for lost holders",
+    )

@@ -1,0 +1,148 @@
+"""A gang of activities that live and die together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    is_cancelled_exception,
+)
+
+with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.messages import Lease, LeaseRevoked, ModelVersion, TrainOutcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangEnd:
+    """A gang that ended in order: done, or stopped because somebody wished so."""
+
+    wish: str = ""
+    """Why it was stopped; empty if it was not."""
+    outcome: TrainOutcome | None = None
+    """Result of the first node, if it trained."""
+    version: ModelVersion | None = None
+    """Result, if it published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangFailed:
+    """A gang that broke."""
+
+    reason: str
+    """For people."""
+    fatal: ActivityError | None = None
+    """Error that a new gang would meet again."""
+
+
+async def run_gang(
+    lease: Lease,
+    handles: Sequence[workflow.ActivityHandle[Any]],
+    why_stop: Callable[[], tuple[str, LeaseRevoked | None]],
+    time_left: timedelta | None,
+) -> GangEnd | GangFailed:
+    """Watch a gang to its end.
+
+    It ends when all members are done, when one fails (the others are cancelled), when `why_stop`
+    gives a wish or a revoked lease, or when its time is up. Members on lost nodes are not waited
+    for. If the workflow is cancelled, the members are, and then the cancellation goes on.
+
+    Args:
+        lease: the nodes, in the order of `handles`.
+        handles: one running activity per node.
+        why_stop: asked after every event for (wish, revocation).
+        time_left: time after which the gang is stopped with the wish `duration`.
+    """
+    wish, revoked = "", None
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        await workflow.wait_condition(
+            lambda: (
+                all(handle.done() for handle in handles)
+                or any(_failed(handle) for handle in handles)
+                or any(why_stop())
+            ),
+            timeout=time_left,
+        )
+        wish, revoked = why_stop()
+    except TimeoutError:
+        wish = "duration"
+    except asyncio.CancelledError as error:
+        cancelled = error
+    lost = set(revoked.lost_nodes) if revoked else set()
+    living = [
+        handle
+        for handle, node in zip(handles, lease.nodes, strict=False)
+        if node.node_id not in lost
+    ]
+    for handle in living:
+        if not handle.done():
+            handle.cancel()
+    await _all_done(living)
+    if cancelled is not None:
+        raise cancelled
+    return _judge(living, wish, revoked)
+
+
+async def _all_done(handles: Sequence[workflow.ActivityHandle[Any]]) -> None:
+    """Wait for members to end; a node that is lost meanwhile ends by its heartbeat time-out."""
+    while not all(handle.done() for handle in handles):
+        try:
+            await workflow.wait_condition(lambda: all(handle.done() for handle in handles))
+        except asyncio.CancelledError:
+            # A second cancel changes nothing: the members are stopping already.
+            continue
+
+
+def _failed(handle: workflow.ActivityHandle[Any]) -> bool:
+    return handle.done() and (handle.cancelled() or handle.exception() is not None)
+
+
+def _judge(
+    handles: Sequence[workflow.ActivityHandle[Any]], wish: str, revoked: LeaseRevoked | None
+) -> GangEnd | GangFailed:
+    """Say how a gang ended from how its members did."""
+    errors = [
+        error
+        for handle in handles
+        if not handle.cancelled() and (error := handle.exception()) is not None
+    ]
+    fatal = next((error for error in errors if _is_fatal(error)), None)
+    if fatal is not None:
+        return GangFailed(reason=_reason(fatal), fatal=fatal)  # type: ignore[arg-type]
+    results = [handle.result() for handle in handles if not _failed(handle)]
+    finished = [r for r in results if isinstance(r, TrainOutcome) and r.status == "completed"]
+    if len(finished) == len(handles) and finished:
+        return GangEnd(outcome=finished[0])
+    published = next((result for result in results if isinstance(result, ModelVersion)), None)
+    if published is not None:
+        return GangEnd(version=published)
+    if revoked is not None and revoked.lost_nodes:
+        return GangFailed(reason=revoked.reason)
+    real = [error for error in errors if not is_cancelled_exception(error)]
+    if real and not (wish or revoked):
+        return GangFailed(reason=_reason(real[0]))
+    outcome = next((result for result in results if isinstance(result, TrainOutcome)), None)
+    if not wish and revoked is None and outcome is None:
+        return GangFailed(reason=_reason(errors[0]) if errors else "the gang was cancelled")
+    return GangEnd(wish=wish or "revoked", outcome=outcome)
+
+
+def _is_fatal(error: BaseException) -> bool:
+    return (
+        isinstance(error, ActivityError)
+        and isinstance(error.cause, ApplicationError)
+        and error.cause.non_retryable
+    )
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.cause if isinstance(error, ActivityError) and error.cause else error
+    where = f"{error.activity_type} " if isinstance(error, ActivityError) else ""
+    return f"{where}failed: {cause}"

@@ -1,0 +1,522 @@
+"""A training job, from submission to a published model.
+
+    resolve -> ( lease -> attempt -> [recover | pause | migrate] )* -> publish
+
+An attempt is one gang of ranks under one lease and one generation. Whatever ends it early, the
+next one resumes from the newest committed checkpoint. The workflow holds no training state but
+counters, so any worker can replay it at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.messages import (
+        AttemptPlan,
+        AttemptSummary,
+        CarriedState,
+        JobResult,
+        JobStatus,
+        JobUpdate,
+        Lease,
+        LeaseRequest,
+        LeaseRevoked,
+        MigrateRequest,
+        ModelVersion,
+        OpenAttempt,
+        Progress,
+        PublishRequest,
+        ReleaseRequest,
+        TimelineEntry,
+        TrainAssignment,
+        TrainingRunInput,
+        TrainOutcome,
+    )
+    from loomos.jobs.names import CLUSTER_WORKFLOW_ID, label_list
+    from loomos.jobs.states import JobState
+    from loomos.quantities import format_duration
+
+    from workflows import calls
+    from workflows.gang import GangEnd, GangFailed, run_gang
+
+STATE = SearchAttributeKey.for_keyword("LoomState")
+PRIORITY = SearchAttributeKey.for_int("LoomPriority")
+LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
+MODEL = SearchAttributeKey.for_keyword("LoomModel")
+
+KEPT_ENTRIES = 100
+"""Timeline entries and attempts that a run remembers."""
+
+LONGEST_BACKOFF = timedelta(minutes=1)
+
+
+@workflow.defn(name="TrainingRun")
+class TrainingRun:
+    """One job."""
+
+    @workflow.init
+    def __init__(self, job: TrainingRunInput) -> None:
+        carried = job.carried or CarriedState()
+        self._job = job
+        self._inputs = carried.inputs
+        self._timeline = list(carried.timeline)
+        self._attempts = list(carried.attempts)
+        self._progress = carried.progress
+        self._failures = carried.failures
+        self._best_step = carried.best_step
+        self._priority = carried.priority or job.spec.priority
+        self._paused = carried.paused
+        self._ran_for = carried.ran_for
+        self._labels = job.labels
+        self._state = JobState.QUEUED
+        self._message = "accepted"
+        self._ticket = 0
+        self._lease: Lease | None = None
+        self._revoked: LeaseRevoked | None = None
+        self._stop_wish = ""
+        self._migrate_to: list[str] = []
+        self._model: ModelVersion | None = None
+        self._outcome: TrainOutcome | None = None
+        self._attempts_opened = 0
+
+    @workflow.run
+    async def run(self, job: TrainingRunInput) -> JobResult:
+        """Carry the job through its life."""
+        try:
+            if job.spec.algorithm == "noop":
+                return await self._noop()
+            await self._resolve()
+            while self._model is None:
+                await self._until_resumed()
+                await self._continue_as_new_if_long()
+                await self._recover_from(await self._run_once())
+            self._enter(JobState.COMPLETED, f"published {self._model.name}@{self._model.version}")
+            return JobResult(
+                state=self._state, step=self._outcome.step if self._outcome else 0, model=self._model
+            )
+        except BaseException as error:
+            self._end_badly(error)
+            raise
+
+    # --- phases ---
+
+    async def _noop(self) -> JobResult:
+        self._enter(JobState.RUNNING, "does nothing")
+        await calls.noop()
+        self._enter(JobState.COMPLETED, "did nothing")
+        return JobResult(state=self._state)
+
+    async def _resolve(self) -> None:
+        """Pin inputs to digests, once in the job's life."""
+        if self._inputs is None:
+            self._enter(JobState.QUEUED, "pinning model and data")
+            self._inputs = await calls.resolve_inputs(self._job.spec)
+
+    async def _until_resumed(self) -> None:
+        if self._paused:
+            self._enter(JobState.PAUSED, "paused; `loomos jobs resume` goes on")
+            await workflow.wait_condition(lambda: not self._paused)
+
+    async def _run_once(self) -> GangEnd | GangFailed:
+        """Get nodes, train on them, publish if done; the nodes are given back whatever happens."""
+        lease = await self._acquire()
+        if lease is None:
+            return GangEnd(wish="pause")
+        began = workflow.now()
+        try:
+            if self._outcome is None:
+                end = await self._attempt(lease)
+                if isinstance(end, GangFailed) or end.outcome is None or end.wish:
+                    return end
+                self._outcome = end.outcome
+            return await self._publish(lease)
+        finally:
+            self._ran_for += workflow.now() - began
+            self._lease = None
+            await self._release(lease.epoch)
+
+    async def _acquire(self) -> Lease | None:
+        """Wait for a gang of nodes; None if paused meanwhile."""
+        self._ticket += 1
+        self._lease, self._revoked, self._stop_wish = None, None, ""
+        state = JobState.RECOVERING if self._failures else JobState.QUEUED
+        self._enter(state, "waits for nodes")
+        try:
+            await self._request_nodes()
+            await workflow.wait_condition(lambda: self._lease is not None or self._paused)
+        except asyncio.CancelledError:
+            await self._release(self._lease.epoch if self._lease else 0)
+            raise
+        self._migrate_to = []
+        if self._lease is None:
+            await self._release(0)
+        return self._lease
+
+    async def _request_nodes(self) -> None:
+        tuning = self._job.spec.model.fine_tuning_config if self._job.spec.model else None
+        await self._cluster.signal(
+            "request_lease",
+            LeaseRequest(
+                job_id=self._job.job_id,
+                run_id=workflow.info().run_id,
+                ticket=self._ticket,
+                resources=self._job.spec.resources,
+                batch_size=tuning.batch_size if tuning else 0,
+                priority=self._priority,
+                node_ids=self._migrate_to,
+            ),
+        )
+
+    async def _attempt(self, lease: Lease) -> GangEnd | GangFailed:
+        """One gang, from its first rank to its last."""
+        nodes = ", ".join(node.node_id for node in lease.nodes)
+        self._enter(JobState.STARTING, f"starts on {nodes}")
+        plan = await self._open_attempt()
+        first = plan.newest.step if plan.newest else 0
+        self._attempts.append(
+            AttemptSummary(
+                generation=plan.generation,
+                nodes=[node.node_id for node in lease.nodes],
+                started_at=workflow.now(),
+                from_step=first,
+            )
+        )
+        assert self._inputs is not None
+        handles = [
+            calls.start_train(
+                TrainAssignment(
+                    job_id=self._job.job_id,
+                    generation=plan.generation,
+                    lease_epoch=lease.epoch,
+                    node_rank=rank,
+                    nodes=lease.nodes,
+                    ranks_per_node=lease.ranks_per_node,
+                    spec=self._job.spec,
+                    inputs=self._inputs,
+                ),
+                f"{node.node_id}, attempt {plan.generation}, from step {first}",
+            )
+            for rank, node in enumerate(lease.nodes)
+        ]
+        end = await run_gang(lease, handles, self._why_stop, self._time_left())
+        self._close_attempt(end)
+        return end
+
+    async def _open_attempt(self) -> AttemptPlan:
+        self._attempts_opened += 1
+        info = workflow.info()
+        return await calls.open_attempt(
+            OpenAttempt(
+                job_id=self._job.job_id,
+                claim=f"{info.run_id}/{self._attempts_opened}",
+                from_scratch=self._job.from_scratch
+                and self._attempts_opened == 1
+                and self._job.carried is None,
+            )
+        )
+
+    def _why_stop(self) -> tuple[str, LeaseRevoked | None]:
+        """What the gang's supervisor asks after every event: a wish to stop, a lost lease."""
+        if workflow.info().is_continue_as_new_suggested() and not self._stop_wish:
+            self._stop_wish = "history"
+        return self._stop_wish, self._revoked
+
+    def _time_left(self) -> timedelta | None:
+        longest = self._job.spec.runtime.max_duration
+        return None if longest is None else max(timedelta(0), longest - self._ran_for)
+
+    async def _publish(self, lease: Lease) -> GangEnd | GangFailed:
+        outcome = self._outcome
+        assert outcome is not None and outcome.checkpoint is not None and self._inputs is not None
+        assert self._job.spec.model is not None
+        self._enter(JobState.PUBLISHING, f"writes the model of step {outcome.checkpoint.step}")
+        handle = calls.start_publish(
+            PublishRequest(
+                job_id=self._job.job_id,
+                name=self._job.spec.model.output_name or self._job.name,
+                generation=outcome.checkpoint.generation,
+                step=outcome.checkpoint.step,
+                spec=self._job.spec,
+                inputs=self._inputs,
+                outcome=outcome,
+            ),
+            lease.nodes[0],
+        )
+        # Asked to pause or move now, a job would rather finish; only a lost node stops it.
+        end = await run_gang(lease, [handle], lambda: ("", self._revoked), None)
+        if isinstance(end, GangEnd) and end.version is not None:
+            self._model = end.version
+            workflow.upsert_search_attributes(
+                [MODEL.value_set(f"{end.version.name}@{end.version.version}")]
+            )
+        return end
+
+    async def _recover_from(self, end: GangEnd | GangFailed) -> None:
+        """Decide what follows an attempt: nothing, another one, or failure."""
+        self._learn(end)
+        if isinstance(end, GangEnd):
+            if end.wish == "duration":
+                longest = self._job.spec.runtime.max_duration
+                raise ApplicationError(
+                    f"ran for runtime.max_duration ({format_duration(longest or timedelta())}); "
+                    f"`loomos jobs restart` goes on from step {self._best_step}",
+                    type="DurationExceeded",
+                    non_retryable=True,
+                )
+            return
+        if end.fatal is not None:
+            raise end.fatal
+        retries = self._job.spec.runtime.retries
+        self._failures += 1
+        if self._failures >= retries.max_attempts:
+            raise ApplicationError(
+                f"{self._failures} attempts in a row failed without a new checkpoint; the last: "
+                f"{end.reason}",
+                type="AttemptsExhausted",
+                non_retryable=True,
+            )
+        self._enter(JobState.RECOVERING, end.reason)
+        if self._failures > 1:
+            wait = min(retries.backoff * 2 ** (self._failures - 2), LONGEST_BACKOFF)
+            await workflow.sleep(wait)
+
+    def _learn(self, end: GangEnd | GangFailed) -> None:
+        """A new checkpoint since the last failure clears the count of failures."""
+        if isinstance(end, GangEnd) and end.outcome is not None and end.outcome.checkpoint:
+            self._note_checkpoint(end.outcome.checkpoint.step)
+
+    def _note_checkpoint(self, step: int | None) -> None:
+        if step is not None and step > self._best_step:
+            self._best_step, self._failures = step, 0
+
+    async def _release(self, epoch: int) -> None:
+        await self._cluster.signal(
+            "release_lease",
+            ReleaseRequest(
+                job_id=self._job.job_id, run_id=workflow.info().run_id, epoch=epoch
+            ),
+        )
+
+    @property
+    def _cluster(self) -> workflow.ExternalWorkflowHandle[object]:
+        return workflow.get_external_workflow_handle(CLUSTER_WORKFLOW_ID)
+
+    # --- messages ---
+
+    @workflow.signal
+    async def lease_granted(self, lease: Lease) -> None:
+        """The cluster gives nodes."""
+        if lease.run_id == workflow.info().run_id and lease.ticket == self._ticket:
+            if self._lease is None and not self._state.is_final:
+                self._lease = lease
+                return
+        await self._release(lease.epoch)
+
+    @workflow.signal
+    def lease_revoked(self, message: LeaseRevoked) -> None:
+        """The cluster takes nodes back."""
+        if self._lease is not None and self._lease.epoch == message.epoch:
+            self._revoked = message
+
+    @workflow.signal
+    def progress(self, progress: Progress) -> None:
+        """The gang tells how far it is; at most once a minute."""
+        if not self._attempts or progress.generation != self._attempts[-1].generation:
+            return
+        self._progress = progress
+        self._note_checkpoint(progress.checkpoint_step)
+        if self._state == JobState.STARTING and progress.step:
+            resumed = progress.resumed_from
+            skipped = "".join(
+                f"; checkpoint of step {ref.step} is damaged and was passed over"
+                for ref in progress.skipped
+            )
+            self._enter(
+                JobState.RUNNING,
+                (f"resumed from step {resumed.step}" if resumed else "started from the beginning")
+                + skipped,
+            )
+        self._show()
+
+    @workflow.update
+    def pause(self) -> JobStatus:
+        """Checkpoint, give the nodes back, and wait."""
+        self._paused = True
+        self._stop_wish = "pause"
+        return self.status()
+
+    @workflow.update
+    def resume(self) -> JobStatus:
+        """End a pause."""
+        self._paused = False
+        if self._stop_wish == "pause":
+            self._stop_wish = "restart"
+        return self.status()
+
+    @workflow.update
+    def restart(self) -> JobStatus:
+        """Checkpoint, and start a new attempt."""
+        self._stop_wish = "restart"
+        return self.status()
+
+    @workflow.update
+    async def migrate(self, request: MigrateRequest) -> JobStatus:
+        """Checkpoint, and go on with these nodes."""
+        self._migrate_to = request.node_ids
+        self._stop_wish = "migrate"
+        if self._lease is None and self._ticket:
+            await self._request_nodes()
+        return self.status()
+
+    @workflow.update
+    async def change(self, update: JobUpdate) -> JobStatus:
+        """Change labels or priority."""
+        if update.labels is not None:
+            self._labels = update.labels
+            workflow.upsert_search_attributes([LABELS.value_set(label_list(update.labels))])
+        if update.priority is not None:
+            self._priority = update.priority
+            workflow.upsert_search_attributes([PRIORITY.value_set(update.priority)])
+            if self._lease is None and self._ticket:
+                await self._request_nodes()
+        return self.status()
+
+    @pause.validator
+    def _can_pause(self) -> None:
+        self._refuse_when_final("paused")
+        if self._paused:
+            raise ApplicationError("already paused", type="Conflict", non_retryable=True)
+
+    @resume.validator
+    def _can_resume(self) -> None:
+        self._refuse_when_final("resumed")
+        if not self._paused:
+            raise ApplicationError("not paused", type="Conflict", non_retryable=True)
+
+    @restart.validator
+    def _can_restart(self) -> None:
+        self._refuse_when_final("restarted")
+        if self._lease is None:
+            raise ApplicationError(
+                "has no nodes now, so there is nothing to restart",
+                type="Conflict",
+                non_retryable=True,
+            )
+
+    @migrate.validator
+    def _can_migrate(self, request: MigrateRequest) -> None:
+        self._refuse_when_final("migrated")
+
+    def _refuse_when_final(self, verb: str) -> None:
+        if self._state.is_final or self._job.spec.algorithm == "noop":
+            raise ApplicationError(
+                f"is {self._state} and cannot be {verb}", type="Conflict", non_retryable=True
+            )
+
+    @workflow.query
+    def status(self) -> JobStatus:
+        """Where the job is."""
+        return JobStatus(
+            state=self._state,
+            message=self._message,
+            priority=self._priority,
+            progress=self._progress,
+            timeline=self._timeline,
+            attempts=self._attempts,
+            model=self._model,
+        )
+
+    # --- telling people ---
+
+    def _enter(self, state: JobState, message: str) -> None:
+        """Go to a state: timeline, search attribute, current details."""
+        changed = state != self._state or not self._timeline
+        self._state, self._message = state, message
+        last = self._timeline[-1].sequence if self._timeline else 0
+        self._timeline.append(
+            TimelineEntry(sequence=last + 1, at=workflow.now(), state=state, message=message)
+        )
+        del self._timeline[:-KEPT_ENTRIES]
+        if changed and not (state == JobState.QUEUED and last == 0):
+            workflow.upsert_search_attributes([STATE.value_set(state.value)])
+        self._show()
+
+    def _show(self) -> None:
+        rows = [("state", f"**{self._state}**: {self._message}")]
+        if self._progress is not None:
+            p = self._progress
+            rows.append(("step", f"{p.step} of {p.total_steps or '?'}"))
+            if p.loss is not None:
+                rows.append(("loss", f"{p.loss:.4f}"))
+            if p.checkpoint_step is not None:
+                rows.append(("checkpoint", f"step {p.checkpoint_step}"))
+        if self._lease is not None:
+            rows.append(("nodes", ", ".join(node.node_id for node in self._lease.nodes)))
+        if self._attempts:
+            rows.append(("attempt", str(self._attempts[-1].generation)))
+        rows.append(("priority", str(self._priority)))
+        body = "\n".join(f"| {name} | {value} |" for name, value in rows)
+        workflow.set_current_details(f"| | |\n|---|---|\n{body}")
+
+    def _close_attempt(self, end: GangEnd | GangFailed) -> None:
+        last = self._attempts.pop()
+        if isinstance(end, GangEnd):
+            outcome, step = (end.wish or "completed"), end.outcome.step if end.outcome else None
+            if end.outcome is not None:
+                self._progress = (self._progress or Progress(generation=last.generation)).model_copy(
+                    update={
+                        "generation": last.generation,
+                        "step": end.outcome.step,
+                        "total_steps": end.outcome.total_steps,
+                        "loss": end.outcome.loss,
+                        "validation_loss": end.outcome.validation_loss,
+                        "resumed_from": end.outcome.resumed_from,
+                        "skipped": end.outcome.skipped,
+                    }
+                )
+        else:
+            outcome = end.reason
+            step = self._progress.step if self._progress else None
+        self._attempts.append(last.model_copy(update={"outcome": outcome, "to_step": step}))
+        del self._attempts[:-KEPT_ENTRIES]
+
+    def _end_badly(self, error: BaseException) -> None:
+        if isinstance(error, workflow.ContinueAsNewError):
+            return
+        if is_cancelled_exception(error):
+            self._enter(JobState.CANCELLED, "cancelled")
+        elif isinstance(error, ActivityError) and error.cause is not None:
+            self._enter(JobState.FAILED, str(error.cause))
+        elif isinstance(error, ApplicationError):
+            self._enter(JobState.FAILED, str(error))
+
+    async def _continue_as_new_if_long(self) -> None:
+        if not workflow.info().is_continue_as_new_suggested():
+            return
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        workflow.continue_as_new(
+            self._job.model_copy(
+                update={
+                    "labels": self._labels,
+                    "carried": CarriedState(
+                        inputs=self._inputs,
+                        timeline=self._timeline,
+                        attempts=self._attempts,
+                        progress=self._progress,
+                        failures=self._failures,
+                        best_step=self._best_step,
+                        priority=self._priority,
+                        paused=self._paused,
+                        ran_for=self._ran_for,
+                    ),
+                }
+            )
+        )
+
+
