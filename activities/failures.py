@@ -38,9 +38,17 @@ class _Inbound(ActivityInboundInterceptor):
             ) from error
 
 
-def application_error(kind: str, message: str, *, retryable: bool) -> ApplicationError:
-    """A failure as workflows see it; long messages are cut, since history keeps them."""
-    return ApplicationError(message[:LONGEST_MESSAGE], type=kind, non_retryable=not retryable)
+def application_error(
+    kind: str, message: str, *, retryable: bool, step: int | None = None
+) -> ApplicationError:
+    """A failure as workflows see it; long messages are cut, since history keeps them.
+
+    `step`, how far training had come, goes along as the failure's detail.
+    """
+    details = [] if step is None else [step]
+    return ApplicationError(
+        message[:LONGEST_MESSAGE], *details, type=kind, non_retryable=not retryable
+    )
 
 
 async def in_thread(

@@ -173,8 +173,14 @@ def _outcome(reports: AttemptReports, code: int) -> TrainOutcome:
             failure["type"],
             f"rank {failure['rank']}: {failure['type']}: {failure['message']}",
             retryable=not fatal,
+            step=reports.progress.step,
         )
-    raise AttemptFailed(f"ranks ended with exit code {code} and no word")
+    raise application_error(
+        AttemptFailed.__name__,
+        f"ranks ended with exit code {code} and no word",
+        retryable=True,
+        step=reports.progress.step,
+    )
 
 
 class _ProgressSignals:

@@ -30,6 +30,7 @@ def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
         level=os.environ.get("LOOMOS_LOG_LEVEL", "INFO").upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
     async def guarded() -> int:
         stop = asyncio.Event()

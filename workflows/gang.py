@@ -19,6 +19,10 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.messages import Lease, LeaseRevoked, ModelVersion, TrainOutcome
 
 
+Member = workflow.ActivityHandle[Any]
+"""The running activity of one node."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GangEnd:
     """A gang that ended in order: done, or stopped because somebody wished so."""
@@ -37,13 +41,15 @@ class GangFailed:
 
     reason: str
     """For people."""
+    step: int | None = None
+    """Last step that a member told of."""
     fatal: ActivityError | None = None
     """Error that a new gang would meet again."""
 
 
 async def run_gang(
     lease: Lease,
-    handles: Sequence[workflow.ActivityHandle[Any]],
+    handles: Sequence[Member],
     why_stop: Callable[[], tuple[str, LeaseRevoked | None]],
     time_left: timedelta | None,
 ) -> GangEnd | GangFailed:
@@ -59,7 +65,14 @@ async def run_gang(
         why_stop: asked after every event for (wish, revocation).
         time_left: time after which the gang is stopped with the wish `duration`.
     """
-    wish, revoked = "", None
+    members = dict(zip((node.node_id for node in lease.nodes), handles, strict=False))
+
+    def living() -> list[Member]:
+        _, revoked = why_stop()
+        lost = set(revoked.lost_nodes) if revoked else set()
+        return [handle for node_id, handle in members.items() if node_id not in lost]
+
+    wish = ""
     cancelled: asyncio.CancelledError | None = None
     try:
         await workflow.wait_condition(
@@ -70,42 +83,37 @@ async def run_gang(
             ),
             timeout=time_left,
         )
-        wish, revoked = why_stop()
+        wish, _ = why_stop()
     except TimeoutError:
         wish = "duration"
     except asyncio.CancelledError as error:
         cancelled = error
-    lost = set(revoked.lost_nodes) if revoked else set()
-    living = [
-        handle
-        for handle, node in zip(handles, lease.nodes, strict=False)
-        if node.node_id not in lost
-    ]
-    for handle in living:
+    for handle in living():
         if not handle.done():
             handle.cancel()
     await _all_done(living)
     if cancelled is not None:
         raise cancelled
-    return _judge(living, wish, revoked)
+    _, revoked = why_stop()
+    return _judge(living(), wish, revoked)
 
 
-async def _all_done(handles: Sequence[workflow.ActivityHandle[Any]]) -> None:
-    """Wait for members to end; a node that is lost meanwhile ends by its heartbeat time-out."""
-    while not all(handle.done() for handle in handles):
+async def _all_done(living: Callable[[], list[Member]]) -> None:
+    """Wait for members to end; one whose node is lost meanwhile is waited for no longer."""
+    while not all(handle.done() for handle in living()):
         try:
-            await workflow.wait_condition(lambda: all(handle.done() for handle in handles))
+            await workflow.wait_condition(lambda: all(handle.done() for handle in living()))
         except asyncio.CancelledError:
             # A second cancel changes nothing: the members are stopping already.
             continue
 
 
-def _failed(handle: workflow.ActivityHandle[Any]) -> bool:
+def _failed(handle: Member) -> bool:
     return handle.done() and (handle.cancelled() or handle.exception() is not None)
 
 
 def _judge(
-    handles: Sequence[workflow.ActivityHandle[Any]], wish: str, revoked: LeaseRevoked | None
+    handles: Sequence[Member], wish: str, revoked: LeaseRevoked | None
 ) -> GangEnd | GangFailed:
     """Say how a gang ended from how its members did."""
     errors = [
@@ -114,8 +122,9 @@ def _judge(
         if not handle.cancelled() and (error := handle.exception()) is not None
     ]
     fatal = next((error for error in errors if _is_fatal(error)), None)
+    step = max((_step_of(error) for error in errors), default=0) or None
     if fatal is not None:
-        return GangFailed(reason=_reason(fatal), fatal=fatal)  # type: ignore[arg-type]
+        return GangFailed(reason=_reason(fatal), step=step, fatal=fatal)  # type: ignore[arg-type]
     results = [handle.result() for handle in handles if not _failed(handle)]
     finished = [r for r in results if isinstance(r, TrainOutcome) and r.status == "completed"]
     if len(finished) == len(handles) and finished:
@@ -124,14 +133,21 @@ def _judge(
     if published is not None:
         return GangEnd(version=published)
     if revoked is not None and revoked.lost_nodes:
-        return GangFailed(reason=revoked.reason)
+        return GangFailed(reason=revoked.reason, step=step)
     real = [error for error in errors if not is_cancelled_exception(error)]
     if real and not (wish or revoked):
-        return GangFailed(reason=_reason(real[0]))
+        return GangFailed(reason=_reason(real[0]), step=step)
     outcome = next((result for result in results if isinstance(result, TrainOutcome)), None)
     if not wish and revoked is None and outcome is None:
         return GangFailed(reason=_reason(errors[0]) if errors else "the gang was cancelled")
     return GangEnd(wish=wish or "revoked", outcome=outcome)
+
+
+def _step_of(error: BaseException) -> int:
+    """The step that a failed activity gave as its failure's detail."""
+    cause = error.cause if isinstance(error, ActivityError) else None
+    details = cause.details if isinstance(cause, ApplicationError) else ()
+    return int(details[0]) if details else 0
 
 
 def _is_fatal(error: BaseException) -> bool:

@@ -179,6 +179,7 @@ class TrainingRun:
         self._enter(JobState.STARTING, f"starts on {nodes}")
         plan = await self._open_attempt()
         first = plan.newest.step if plan.newest else 0
+        self._note_checkpoint(first)
         self._attempts.append(
             AttemptSummary(
                 generation=plan.generation,
@@ -482,7 +483,8 @@ class TrainingRun:
                 )
         else:
             outcome = end.reason
-            step = self._progress.step if self._progress else None
+            told = self._progress.step if self._progress else 0
+            step = max(told, end.step or 0) or None
         self._attempts.append(last.model_copy(update={"outcome": outcome, "to_step": step}))
         del self._attempts[:-KEPT_ENTRIES]
 

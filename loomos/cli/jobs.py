@@ -379,7 +379,7 @@ def _wait(job_id: str, output: Format | None) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
 
     async def work(client: LoomOSClient) -> JobDetail:
         columns = (
@@ -396,9 +396,9 @@ def _wait(job_id: str, output: Format | None) -> None:
                         task, completed=data["progress"], state=data["state"], facts=_facts(data)
                     )
                 elif kind == "state":
-                    console.print(f"[dim]{data['at'][11:19]}[/dim] {data['state']}: {data['message']}")
+                    console.print(f"{data['at'][11:19]} {data['state']}: {data['message']}")
                 elif kind == "event" and data.get("kind") in ("corrupt", "failed"):
-                    console.print(f"[yellow]{data['message']}[/yellow]")
+                    console.print(data["message"], style="yellow")
         return await client.get_job_status(job_id)
 
     job = call(work)

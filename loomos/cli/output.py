@@ -71,12 +71,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False).print(table)
 
@@ -85,11 +86,12 @@ def print_facts(facts: Sequence[tuple[str, Any]]) -> None:
     """Print names and values, aligned."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
     for name, value in facts:
         if value not in (None, "", {}, []):
-            grid.add_row(f"[dim]{name}[/dim]", str(value))
+            grid.add_row(Text(name, style="dim"), Text(str(value)))
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(grid)
 
 

@@ -210,7 +210,8 @@ class WorkflowClient:
         description = await self._described(job_id)
         run, status = await asyncio.gather(self._input(job_id), self._status(job_id))
         summary = _summary(description)
-        training = await self._live_progress(description) or (status and status.progress)
+        heard = [await self._live_progress(description), status and status.progress]
+        training = max(filter(None, heard), key=lambda p: (p.generation, p.step), default=None)
         if status is None:
             status = JobStatus(
                 state=summary.state,
@@ -230,7 +231,7 @@ class WorkflowClient:
             message=status.message,
             progress=percent,
             current_stage=f"{summary.state}: {status.message}",
-            training=training or None,
+            training=training,
             attempts=status.attempts,
             timeline=status.timeline,
             published=status.model,
