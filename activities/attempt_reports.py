@@ -1,4 +1,4 @@
-"""What an attempt's ranks say, sorted: progress for Temporal, metrics, logs and events for the store."""
+"""What an attempt's ranks say, sorted: progress for Temporal, records for the store."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ class AttemptReports:
 
     def _take_step(self, report: dict[str, Any]) -> None:
         self._metrics.append({**self._stamp(), "kind": "step", **report})
-        self._update(
-            step=report["step"], loss=report["loss"], tokens_per_s=report["tokens_per_s"]
-        )
+        self._update(step=report["step"], loss=report["loss"], tokens_per_s=report["tokens_per_s"])
 
     def _take_evaluation(self, report: dict[str, Any]) -> None:
         self._metrics.append({**self._stamp(), "kind": "evaluation", **report})

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.failures import in_thread
 from loomos.jobs.messages import (
     AttemptPlan,
     LeaseAudit,
@@ -11,11 +16,6 @@ from loomos.jobs.messages import (
 from loomos.manifest import TrainingSpec
 from loomos.settings import Settings
 from loomos.storage import open_store
-from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.service import RPCError, RPCStatusCode
-
-from activities.failures import in_thread
 
 
 class ControlActivities:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from loomos.errors import LoomOSError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import (
@@ -14,6 +13,8 @@ from temporalio.worker import (
     ExecuteActivityInput,
     Interceptor,
 )
+
+from loomos.errors import LoomOSError
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def application_error(
 
 
 async def in_thread(
-    call: Callable[[Callable[[str], None]], T], every_s: float = 3.0, first: str = ""
+    call: Callable[[Callable[[str], None]], T], every_s: float = 2.0, first: str = ""
 ) -> T:
     """Run blocking work in a thread and heartbeat while it runs.
 

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import psutil
-from loomos.jobs.messages import Empty, NodeInfo
 from temporalio import activity
+
+from loomos.jobs.messages import Empty, NodeInfo
 
 INTERVAL_S = 2.0
 
@@ -40,7 +41,9 @@ class PresenceActivities:
                         "storage_free_bytes": shutil.disk_usage(self._scratch).free,
                     }
                 )
-                await asyncio.wait([asyncio.ensure_future(self._leaving.wait())], timeout=INTERVAL_S)
+                await asyncio.wait(
+                    [asyncio.ensure_future(self._leaving.wait())], timeout=INTERVAL_S
+                )
         finally:
             self.is_held.clear()
         return Empty()

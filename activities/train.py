@@ -17,6 +17,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from temporalio import activity
+
+from activities.attempt_reports import AttemptReports
+from activities.failures import application_error
+from activities.rank_host import HostedProcess, RankHost
 from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS, AttemptFailed
 from loomos.jobs.messages import (
     ModelVersion,
@@ -26,11 +31,6 @@ from loomos.jobs.messages import (
 )
 from loomos.settings import Settings
 from loomos.storage import open_store
-from temporalio import activity
-
-from activities.attempt_reports import AttemptReports
-from activities.failures import application_error
-from activities.rank_host import HostedProcess, RankHost
 
 HEARTBEAT_INTERVAL_S = 1.0
 SIGNAL_INTERVAL_S = 60.0
@@ -68,8 +68,10 @@ class TrainActivities:
             )
             request.write(folder / "request.json")
             signals = _ProgressSignals(job, reports)
-            async with _running(reports.follow()), _running(_heartbeats(reports)), _running(
-                signals.send()
+            async with (
+                _running(reports.follow()),
+                _running(_heartbeats(reports)),
+                _running(signals.send()),
             ):
                 process = await self._host.run("train", folder / "request.json", folder)
                 grace_s = job.spec.runtime.stop_grace.total_seconds() + KILL_MARGIN_S
@@ -133,9 +135,7 @@ async def _heartbeats(reports: AttemptReports | None) -> None:
         await asyncio.sleep(HEARTBEAT_INTERVAL_S)
 
 
-async def _supervise(
-    process: HostedProcess, grace_s: float, reports: AttemptReports | None
-) -> int:
+async def _supervise(process: HostedProcess, grace_s: float, reports: AttemptReports | None) -> int:
     """Wait for the process; if cancelled, stop it with grace; kill it if it hangs."""
     try:
         while True:

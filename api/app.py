@@ -7,17 +7,17 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+
+from api import problems
+from api.context import Gateway
+from api.routes import cluster, health, jobs
+from api.stream import RecentJobs
 from loomos.client.temporal import connect
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import InvalidInput
 from loomos.security.tokens import read_key
 from loomos.settings import Settings, load_settings
 from loomos.storage import open_store
-
-from api import problems
-from api.context import Gateway
-from api.routes import cluster, health, jobs
-from api.stream import RecentJobs
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import Forbidden, Unauthenticated
 from loomos.security.tokens import Identity, Scope, verify

@@ -8,11 +8,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
 from loomos.client.models import Problem, ProblemError
 from loomos.errors import FieldError, InvalidInput, InvalidManifest, LoomOSError, Unavailable
 from loomos.manifest import TrainingJob, field_errors
-from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi.responses import StreamingResponse
+
 from loomos.client.models import JobDetail
 from loomos.client.workflows import WorkflowClient
 from loomos.storage import Store
@@ -56,7 +57,9 @@ def sse(events: AsyncIterator[str]) -> StreamingResponse:
 def event(kind: str, data: Any, event_id: str | None = None) -> str:
     """One event as the wire has it."""
     body = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
-    return (f"id: {event_id}\n" if event_id is not None else "") + f"event: {kind}\ndata: {body}\n\n"
+    return (
+        f"id: {event_id}\n" if event_id is not None else ""
+    ) + f"event: {kind}\ndata: {body}\n\n"
 
 
 async def job_events(

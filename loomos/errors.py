@@ -6,7 +6,7 @@
     ├── Unauthenticated         401  no token, or one that does not verify
     ├── Forbidden               403  the token lacks a scope
     ├── NotFound                404  no such job, node, artifact
-    ├── Conflict                409  the state does not allow it, or a key was used for something else
+    ├── Conflict                409  the state does not allow it, or a key was used before
     ├── Unavailable             503  Temporal, S3 or a worker cannot be reached now     (retryable)
     └── TrainingError
         ├── InvalidData              the dataset cannot be used as written

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
 from activities.control import ControlActivities
 from activities.failures import FailureInterceptor
 from loomos.client.temporal import connect
 from loomos.jobs.names import CONTROL_QUEUE
 from loomos.runtime import run_process
 from loomos.settings import load_settings
-from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
-
 from workers.build import deployment
 from workflows.cluster import Cluster
 from workflows.training import TrainingRun

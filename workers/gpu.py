@@ -17,6 +17,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import psutil
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+
 from activities.failures import FailureInterceptor
 from activities.presence import PresenceActivities
 from activities.rank_host import RankHost
@@ -27,11 +32,6 @@ from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE
 from loomos.lifeline import die_with_parent
 from loomos.runtime import run_process
 from loomos.settings import NodeSettings, load_settings
-from temporalio.client import Client
-from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.service import RPCError
-from temporalio.worker import Worker
-
 from workers.build import deployment
 
 log = logging.getLogger(__name__)

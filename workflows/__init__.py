@@ -1,1 +1,1 @@
-"""Durable processes. Each decides; activities do. Standard library, temporalio and messages only."""
+"""Durable processes: they decide, activities do. They import temporalio and messages only."""

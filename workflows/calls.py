@@ -46,28 +46,30 @@ _ONCE = RetryPolicy(maximum_attempts=1)
 
 async def resolve_inputs(spec: TrainingSpec) -> ResolvedInputs:
     """Pin model and data to digests."""
-    return await workflow.execute_activity(
+    inputs: ResolvedInputs = await workflow.execute_activity(
         "resolve_inputs",
         spec,
         result_type=ResolvedInputs,
         start_to_close_timeout=timedelta(hours=6),
-        heartbeat_timeout=timedelta(seconds=30),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=_QUICK,
         summary="pin model and data",
     )
+    return inputs
 
 
 async def open_attempt(request: OpenAttempt) -> AttemptPlan:
     """Start a new generation."""
-    return await workflow.execute_activity(
+    plan: AttemptPlan = await workflow.execute_activity(
         "open_attempt",
         request,
         result_type=AttemptPlan,
         start_to_close_timeout=timedelta(minutes=2),
-        heartbeat_timeout=timedelta(seconds=90),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=_QUICK,
         summary="fence older attempts",
     )
+    return plan
 
 
 def start_train(job: TrainAssignment, summary: str) -> ActivityHandle[TrainOutcome]:
@@ -127,12 +129,13 @@ async def hold_node(info: NodeInfo) -> None:
 
 async def audit_leases(audit: LeaseAudit) -> LeaseAudit:
     """Which of these holders are gone."""
-    return await workflow.execute_activity(
+    gone: LeaseAudit = await workflow.execute_activity(
         "audit_leases",
         audit,
         result_type=LeaseAudit,
         start_to_close_timeout=timedelta(minutes=1),
-        heartbeat_timeout=timedelta(seconds=30),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=_QUICK,
         summary="look for lost holders",
     )
+    return gone

@@ -29,7 +29,6 @@ with workflow.unsafe.imports_passed_through():
     )
     from loomos.jobs.states import NodeState
     from loomos.nexus.allocation import Allocation
-
     from workflows import calls
 
 AUDIT_INTERVAL = timedelta(seconds=60)

@@ -41,7 +41,6 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.names import CLUSTER_WORKFLOW_ID, label_list
     from loomos.jobs.states import JobState
     from loomos.quantities import format_duration
-
     from workflows import calls
     from workflows.gang import GangEnd, GangFailed, run_gang
 
@@ -98,7 +97,9 @@ class TrainingRun:
                 await self._recover_from(await self._run_once())
             self._enter(JobState.COMPLETED, f"published {self._model.name}@{self._model.version}")
             return JobResult(
-                state=self._state, step=self._outcome.step if self._outcome else 0, model=self._model
+                state=self._state,
+                step=self._outcome.step if self._outcome else 0,
+                model=self._model,
             )
         except BaseException as error:
             self._end_badly(error)
@@ -299,9 +300,7 @@ class TrainingRun:
     async def _release(self, epoch: int) -> None:
         await self._cluster.signal(
             "release_lease",
-            ReleaseRequest(
-                job_id=self._job.job_id, run_id=workflow.info().run_id, epoch=epoch
-            ),
+            ReleaseRequest(job_id=self._job.job_id, run_id=workflow.info().run_id, epoch=epoch),
         )
 
     @property
@@ -313,10 +312,10 @@ class TrainingRun:
     @workflow.signal
     async def lease_granted(self, lease: Lease) -> None:
         """The cluster gives nodes."""
-        if lease.run_id == workflow.info().run_id and lease.ticket == self._ticket:
-            if self._lease is None and not self._state.is_final:
-                self._lease = lease
-                return
+        is_answer = lease.run_id == workflow.info().run_id and lease.ticket == self._ticket
+        if is_answer and self._lease is None and not self._state.is_final:
+            self._lease = lease
+            return
         await self._release(lease.epoch)
 
     @workflow.signal
@@ -470,7 +469,9 @@ class TrainingRun:
         if isinstance(end, GangEnd):
             outcome, step = (end.wish or "completed"), end.outcome.step if end.outcome else None
             if end.outcome is not None:
-                self._progress = (self._progress or Progress(generation=last.generation)).model_copy(
+                self._progress = (
+                    self._progress or Progress(generation=last.generation)
+                ).model_copy(
                     update={
                         "generation": last.generation,
                         "step": end.outcome.step,
@@ -520,5 +521,3 @@ class TrainingRun:
                 }
             )
         )
-
-

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
-from loomos.client.models import ClusterResources, WorkerDetail, WorkerList
-from loomos.jobs.messages import ClusterStatus, NodeCommand
-from loomos.jobs.states import NodeState
 
 from api.context import Admin, Parts, Reader
 from api.problems import problem_responses
+from loomos.client.models import ClusterResources, WorkerDetail, WorkerList
+from loomos.jobs.messages import ClusterStatus, NodeCommand
+from loomos.jobs.states import NodeState
 
 router = APIRouter(prefix="/api/v1", tags=["cluster"])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Response
-from loomos.client.models import Health
-from loomos.errors import LoomOSError
 
 from api.context import Parts
+from loomos.client.models import Health
+from loomos.errors import LoomOSError
 
 router = APIRouter(prefix="/api/v1", tags=["health"])
 

@@ -6,10 +6,14 @@ import asyncio
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+
+from api.context import Admin, Gateway, Parts, Reader, Submitter
+from api.problems import problem_responses
+from api.stream import RecentJobs, job_events, job_records, sse
 from loomos.client.models import (
     Artifact,
     ArtifactList,
@@ -29,10 +33,6 @@ from loomos.storage import Store
 from loomos.storage.chunks import read_chunks
 from loomos.storage.layout import events_prefix, job_prefix, logs_prefix, metrics_prefix
 
-from api.context import Admin, Gateway, Parts, Reader, Submitter
-from api.problems import problem_responses
-from api.stream import RecentJobs, job_events, job_records, sse
-
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(min_length=1, max_length=128, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
@@ -43,7 +43,9 @@ After = Annotated[str, Query(max_length=1024, description="`next_cursor` of earl
 Follow = Annotated[bool, Query(description="Server-sent events until the job has ended.")]
 LastEventId = Annotated[str | None, Header(max_length=2048)]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=256)]
-STREAM = {200: {"content": {"text/event-stream": {}, "application/json": {}}}}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}, "application/json": {}}}
+}
 
 
 @router.post("", status_code=201, responses=problem_responses(409))
@@ -104,7 +106,7 @@ async def delete_job(job_id: JobId, parts: Parts, who: Submitter) -> None:
 
 
 def _delete_all(store: Store, prefix: str) -> None:
-    keys = (item.key for item in store.list(prefix))
+    keys = (item.key for item in store.objects(prefix))
     while batch := list(itertools.islice(keys, 1000)):
         store.delete(batch)
 
@@ -142,9 +144,7 @@ async def restart_job(
 
 
 @router.post("/{job_id}/migrate", status_code=202, responses=problem_responses(404, 409))
-async def migrate_job(
-    job_id: JobId, migration: Migration, parts: Parts, who: Admin
-) -> JobDetail:
+async def migrate_job(job_id: JobId, migration: Migration, parts: Parts, who: Admin) -> JobDetail:
     """Move a job to other nodes while it runs."""
     await parts.workflows.migrate_job(job_id, migration.nodes)
     return await parts.workflows.describe_job(job_id)
@@ -163,12 +163,12 @@ async def stream_job_events(
     """States, attempt events and progress as server-sent events, until the job has ended."""
     recent: RecentJobs = request.app.state.recent
     await recent.get(job_id)
-    return sse(
-        job_events(recent, parts.store, events_prefix(job_id), job_id, last_event_id)
-    )
+    return sse(job_events(recent, parts.store, events_prefix(job_id), job_id, last_event_id))
 
 
-@router.get("/{job_id}/metrics", responses={**problem_responses(404), **STREAM}, response_model=Records)
+@router.get(
+    "/{job_id}/metrics", responses={**problem_responses(404), **STREAM}, response_model=Records
+)
 async def get_job_metrics(
     job_id: JobId,
     request: Request,
@@ -181,10 +181,14 @@ async def get_job_metrics(
 ) -> Records | StreamingResponse:
     """Metrics, oldest attempt first; steps taken twice appear once per attempt (`generation`)."""
     prefix = metrics_prefix(job_id)
-    return await _records(job_id, request, parts, prefix, "metrics", limit, after or last_event_id or "", follow)
+    return await _records(
+        job_id, request, parts, prefix, "metrics", limit, after or last_event_id or "", follow
+    )
 
 
-@router.get("/{job_id}/logs", responses={**problem_responses(404), **STREAM}, response_model=Records)
+@router.get(
+    "/{job_id}/logs", responses={**problem_responses(404), **STREAM}, response_model=Records
+)
 async def get_job_logs(
     job_id: JobId,
     request: Request,
@@ -197,7 +201,9 @@ async def get_job_logs(
 ) -> Records | StreamingResponse:
     """Lines that the job's processes printed."""
     prefix = logs_prefix(job_id)
-    return await _records(job_id, request, parts, prefix, "log", limit, after or last_event_id or "", follow)
+    return await _records(
+        job_id, request, parts, prefix, "log", limit, after or last_event_id or "", follow
+    )
 
 
 async def _records(
@@ -240,7 +246,9 @@ async def list_artifacts(job_id: JobId, parts: Parts, who: Reader) -> ArtifactLi
     )
 
 
-@router.get("/{job_id}/artifacts/{path:path}", responses=problem_responses(404), response_class=Response)
+@router.get(
+    "/{job_id}/artifacts/{path:path}", responses=problem_responses(404), response_class=Response
+)
 async def get_artifact(job_id: JobId, path: str, parts: Parts, who: Reader) -> StreamingResponse:
     """One file of the model that the job published."""
     prefix = await _model_prefix(job_id, parts)

@@ -36,7 +36,10 @@ def status(output: Output = None) -> None:
         if found.queue:
             print_table(
                 ("WAITING", "PRIORITY", "NODES", "SINCE", "WHY"),
-                [(q.job_id, q.priority, q.nodes_wanted, ago(q.since), q.reason) for q in found.queue],
+                [
+                    (q.job_id, q.priority, q.nodes_wanted, ago(q.since), q.reason)
+                    for q in found.queue
+                ],
             )
 
     show(found, output, table)

@@ -64,12 +64,12 @@ def write(values: dict[str, Any]) -> None:
         first = error.errors(include_url=False)[0]
         path = ".".join(map(str, first["loc"]))
         raise InvalidInput(f"{path}: {first['msg']}; nothing was changed") from None
-    path = config_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    target = config_file()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
     partial.touch(mode=0o600)
     partial.write_text(yaml.safe_dump(content, sort_keys=False))
-    partial.replace(path)
+    partial.replace(target)
 
 
 def _known() -> dict[str, Any]:

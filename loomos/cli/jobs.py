@@ -413,5 +413,3 @@ def _facts(data: dict[str, Any]) -> str:
         return ""
     loss = f" loss {training['loss']:.3f}" if training.get("loss") is not None else ""
     return f"step {training['step']}/{training['total_steps']}{loss}"
-
-

@@ -119,7 +119,7 @@ class LoomOSClient:
             InvalidManifest: found wrong before anything is sent.
         """
         if isinstance(job, JobSpec):
-            manifest = job.to_manifest()
+            manifest = job.to_manifest()  # noqa: ASYNC240
         elif isinstance(job, JobManifest):
             manifest = job
         elif isinstance(job, Mapping):
@@ -258,7 +258,9 @@ class LoomOSClient:
         """
         listing = (await self.list_artifacts(job_id)).artifacts
         wanted = [
-            a for a in listing if artifact_type in ("trained_model", "model") or a.path == artifact_type
+            a
+            for a in listing
+            if artifact_type in ("trained_model", "model") or a.path == artifact_type
         ]
         if not wanted:
             known = ", ".join(artifact.path for artifact in listing)
@@ -319,9 +321,7 @@ class LoomOSClient:
 
     # --- inside ---
 
-    async def _call(
-        self, method: str, path: str, model: type[ModelT], **options: Any
-    ) -> ModelT:
+    async def _call(self, method: str, path: str, model: type[ModelT], **options: Any) -> ModelT:
         response = await self._request(method, path, **options)
         return model.model_validate_json(response.content)
 

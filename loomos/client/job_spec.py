@@ -86,5 +86,3 @@ class JobSpec:
                 "spec": spec,
             }
         )
-
-

@@ -31,9 +31,7 @@ async def connect(settings: TemporalSettings, *, patience_s: float = 10.0) -> Cl
     Raises:
         Unavailable: nobody answers there.
     """
-    runtime = Runtime(
-        telemetry=TelemetryConfig(), worker_heartbeat_interval=timedelta(seconds=5)
-    )
+    runtime = Runtime(telemetry=TelemetryConfig(), worker_heartbeat_interval=timedelta(seconds=5))
     deadline = time.monotonic() + patience_s
     while True:
         try:

@@ -210,8 +210,12 @@ class WorkflowClient:
         description = await self._described(job_id)
         run, status = await asyncio.gather(self._input(job_id), self._status(job_id))
         summary = _summary(description)
-        heard = [await self._live_progress(description), status and status.progress]
-        training = max(filter(None, heard), key=lambda p: (p.generation, p.step), default=None)
+        heard = [await self._live_progress(description), status.progress if status else None]
+        training = max(
+            (progress for progress in heard if progress is not None),
+            key=lambda progress: (progress.generation, progress.step),
+            default=None,
+        )
         if status is None:
             status = JobStatus(
                 state=summary.state,
@@ -334,7 +338,10 @@ class WorkflowClient:
             raise NotFound(f"no node {node_id!r}; known: {known}")
         description = await self._described(CLUSTER_WORKFLOW_ID)
         for pending in description.raw_description.pending_activities:
-            if pending.activity_type.name == "hold_node" and pending.activity_options.task_queue.name == node.info.task_queue:
+            if (
+                pending.activity_type.name == "hold_node"
+                and pending.activity_options.task_queue.name == node.info.task_queue
+            ):
                 details = await self._client.data_converter.decode(
                     list(pending.heartbeat_details.payloads)
                 )

@@ -147,13 +147,13 @@ class JobManifest:
         overlays = document.pop("environments", {})
         if self.environment is not None:
             document = merge_patch(document, overlays[self.environment])
-        document = substitute(document, self.params)
-        missing = sorted(placeholders(document))
+        filled: dict[str, Any] = substitute(document, self.params)
+        missing = sorted(placeholders(filled))
         if missing:
             raise InvalidManifest(
                 [FieldError(path=m, message="parameter not given") for m in missing], self.source
             )
-        return document
+        return filled
 
     @property
     def job(self) -> TrainingJob:

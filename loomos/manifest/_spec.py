@@ -211,8 +211,10 @@ class Resources(Document):
     @property
     def node_range(self) -> NodeRange:
         """The gang's size as a range."""
-        return self.nodes if isinstance(self.nodes, NodeRange) else NodeRange(
-            min=self.nodes, max=self.nodes
+        return (
+            self.nodes
+            if isinstance(self.nodes, NodeRange)
+            else NodeRange(min=self.nodes, max=self.nodes)
         )
 
     @property
@@ -262,7 +264,7 @@ class Runtime(Document):
     """Limits in time, and what happens on the way."""
 
     max_duration: Duration | None = None
-    """Wall time after which the run checkpoints and ends as failed. Waiting for nodes counts not."""
+    """Time with nodes after which the run checkpoints and ends as failed."""
     checkpoint_interval: Duration = timedelta(minutes=10)
     """Time between checkpoints."""
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None

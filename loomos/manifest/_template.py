@@ -33,9 +33,7 @@ def substitute(document: Any, params: Mapping[str, Any]) -> Any:
         whole = _PLACEHOLDER.fullmatch(document)
         if whole and whole[1] in params:
             return params[whole[1]]
-        return _PLACEHOLDER.sub(
-            lambda m: str(params[m[1]]) if m[1] in params else m[0], document
-        )
+        return _PLACEHOLDER.sub(lambda m: str(params[m[1]]) if m[1] in params else m[0], document)
     if isinstance(document, Mapping):
         return {key: substitute(value, params) for key, value in document.items()}
     if isinstance(document, list):

@@ -1,1 +1,1 @@
-"""The cluster: nodes, gang leases and who gets them next. Pure; the `Cluster` workflow drives it."""
+"""The cluster: nodes, gang leases, who is next. Pure; the `Cluster` workflow drives it."""

@@ -88,9 +88,7 @@ class Allocation:
         self._set_state(node_id, NodeState.LOST, now)
         return self._revoke(node_id, f"node {node_id} is lost", lost=[node_id])
 
-    def command(
-        self, command: NodeCommand, now: datetime
-    ) -> list[tuple[Lease, LeaseRevoked]]:
+    def command(self, command: NodeCommand, now: datetime) -> list[tuple[Lease, LeaseRevoked]]:
         """Cordon, uncordon, drain or remove a node.
 
         Raises:

@@ -110,7 +110,9 @@ def settings_environment(settings: dict[str, Any]) -> dict[str, str]:
 
 def _python(module: str) -> list[str]:
     if not (CHECKOUT / "workers").is_dir():
-        raise InvalidInput("`loomos up` runs from a checkout of LoomOS, where workers/ and api/ are")
+        raise InvalidInput(
+            "`loomos up` runs from a checkout of LoomOS, where workers/ and api/ are"
+        )
     return [sys.executable, "-m", module]
 
 

@@ -57,10 +57,10 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Say whether there is such an object."""
 
-    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+    def objects(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Objects whose key starts with `prefix` and sorts after `after`, in key order."""
 
-    def list_children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str) -> list[str]:
         """Names directly below `prefix` (which ends in `/`), sorted, folders ending in `/`."""
 
     def delete(self, keys: Sequence[str]) -> None:

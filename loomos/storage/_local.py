@@ -80,8 +80,8 @@ class LocalStore:
         """See `Store.exists`."""
         return self._path(key).is_file()
 
-    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """See `Store.list`."""
+    def objects(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """See `Store.objects`."""
         folder = self.root / prefix.rpartition("/")[0]
         keys = sorted(
             path.relative_to(self.root).as_posix()
@@ -93,8 +93,8 @@ class LocalStore:
                 with contextlib.suppress(FileNotFoundError):
                     yield ObjectInfo(key=key, size_bytes=self._path(key).stat().st_size)
 
-    def list_children(self, prefix: str) -> list[str]:
-        """See `Store.list_children`."""
+    def children(self, prefix: str) -> list[str]:
+        """See `Store.children`."""
         folder = self.root / prefix
         if not folder.is_dir():
             return []

@@ -20,6 +20,10 @@ from loomos.storage import ObjectInfo
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import (
+        ListObjectsV2OutputTypeDef,
+        ListObjectsV2RequestTypeDef,
+    )
 
 PATIENCE_S = 60.0
 """How long a call waits through an outage of the server."""
@@ -133,47 +137,34 @@ class S3Store:
             return False
         return True
 
-    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """See `Store.list`."""
-        token: str | None = None
-        while True:
-            page = self._patiently(
-                prefix,
-                lambda token=token: self._client.list_objects_v2(  # type: ignore[misc]
-                    Bucket=self.bucket,
-                    Prefix=self.prefix + prefix,
-                    **({"ContinuationToken": token} if token else {}),
-                    **({"StartAfter": self.prefix + after} if after and not token else {}),
-                ),
-            )
+    def objects(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """See `Store.objects`."""
+        for page in self._pages(prefix, StartAfter=self.prefix + after if after else ""):
             for item in page.get("Contents", []):
-                yield ObjectInfo(
-                    key=item["Key"].removeprefix(self.prefix), size_bytes=item["Size"]
-                )
-            token = page.get("NextContinuationToken")
-            if not token:
-                return
+                yield ObjectInfo(key=item["Key"].removeprefix(self.prefix), size_bytes=item["Size"])
 
-    def list_children(self, prefix: str) -> list[str]:
-        """See `Store.list_children`."""
-        names: set[str] = set()
-        token: str | None = None
+    def _pages(self, prefix: str, **options: str) -> Iterator[ListObjectsV2OutputTypeDef]:
+        """Pages of a listing; a page that was lost to an outage is asked for again."""
+        wanted: ListObjectsV2RequestTypeDef = {
+            "Bucket": self.bucket,
+            "Prefix": self.prefix + prefix,
+        }
+        wanted.update({k: v for k, v in options.items() if v})  # type: ignore[typeddict-item]
         while True:
-            page = self._patiently(
-                prefix,
-                lambda token=token: self._client.list_objects_v2(  # type: ignore[misc]
-                    Bucket=self.bucket,
-                    Prefix=self.prefix + prefix,
-                    Delimiter="/",
-                    **({"ContinuationToken": token} if token else {}),
-                ),
-            )
-            root = self.prefix + prefix
+            page = self._patiently(prefix, lambda: self._client.list_objects_v2(**wanted))
+            yield page
+            if "NextContinuationToken" not in page:
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+    def children(self, prefix: str) -> list[str]:
+        """See `Store.children`."""
+        names: set[str] = set()
+        root = self.prefix + prefix
+        for page in self._pages(prefix, Delimiter="/"):
             names |= {p["Prefix"].removeprefix(root) for p in page.get("CommonPrefixes", [])}
             names |= {o["Key"].removeprefix(root) for o in page.get("Contents", [])}
-            token = page.get("NextContinuationToken")
-            if not token:
-                return sorted(names - {""})
+        return sorted(names - {""})
 
     def delete(self, keys: Sequence[str]) -> None:
         """See `Store.delete`."""
@@ -183,7 +174,7 @@ class S3Store:
                 keys[start],
                 lambda batch=batch: self._client.delete_objects(  # type: ignore[misc]
                     Bucket=self.bucket,
-                    Delete={"Objects": batch, "Quiet": True},  # type: ignore[typeddict-item]
+                    Delete={"Objects": batch, "Quiet": True},
                 ),
             )
 

@@ -55,6 +55,6 @@ class Chunk(NamedTuple):
 
 def read_chunks(store: Store, prefix: str, after: str = "") -> Iterator[Chunk]:
     """Chunks whose key sorts after `after`, oldest attempt first."""
-    for item in store.list(prefix, after):
+    for item in store.objects(prefix, after):
         lines = store.get(item.key).decode().splitlines()
         yield Chunk(item.key, [json.loads(line) for line in lines])

@@ -97,3 +97,8 @@ def plan_key(job_id: str) -> str:
 def model_prefix(name: str, version: str) -> str:
     """One published model version."""
     return f"models/{name}/{version}/"
+
+
+def tokenizer_key(job_id: str) -> str:
+    """The tokenizer trained for a job."""
+    return f"jobs/{job_id}/tokenizer.json"

@@ -1,0 +1,1 @@
+"""Training with torch: loop, data, model, checkpoints, and how ranks are started."""

@@ -148,7 +148,9 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
     value = record.get(field)
     if not isinstance(value, str):
         known = ", ".join(sorted(record)) or "none"
-        raise InvalidData(f"{where} has no text in {field!r} (fields: {known}); set data.text_field")
+        raise InvalidData(
+            f"{where} has no text in {field!r} (fields: {known}); set data.text_field"
+        )
     return value
 
 

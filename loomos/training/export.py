@@ -23,11 +23,11 @@ from loomos.jobs.messages import (
     PublishRequest,
 )
 from loomos.storage import Store, file_sha256, open_store
-from loomos.storage.layout import model_prefix, plan_key
-from loomos.training.checkpoint import read_tensors
+from loomos.storage.layout import model_prefix, tokenizer_key
 from loomos.training.inputs import InputCache, load_tokenizer, model_source
 from loomos.training.model import add_adapters, build_model
 from loomos.training.requests import ExportRequest
+from loomos.training.shards import read_tensors
 
 VERSION_MANIFEST = "manifest.json"
 
@@ -68,7 +68,7 @@ def _write_files(request: ExportRequest, store: Store, folder: Path, root: Path)
     cache = InputCache(store, request.storage, request.scratch / "inputs")
     trained = None
     if spec.tokenizer.startswith("bpe:"):
-        trained = store.get(plan_key(job.job_id).replace("plan", "tokenizer")).decode()
+        trained = store.get(tokenizer_key(job.job_id)).decode()
     tokenizer = load_tokenizer(spec, job.inputs, cache, trained)
     base = build_model(spec, model_source(spec, job.inputs, cache), len(tokenizer))
     model = add_adapters(base, spec.fine_tuning_config)

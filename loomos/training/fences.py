@@ -47,7 +47,7 @@ def open_generation(store: Store, job_id: str, claim: str, *, from_scratch: bool
         from_scratch: let no older checkpoint count.
     """
     while True:
-        keys = [item.key for item in store.list(checkpoints_prefix(job_id))]
+        keys = [item.key for item in store.objects(checkpoints_prefix(job_id))]
         newest = max((g for g in map(parse_fence, keys) if g is not None), default=0)
         committed = {parsed for parsed in map(parse_checkpoint_manifest, keys) if parsed}
         accepted: list[CheckpointRef] = []

@@ -11,61 +11,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint.state_dict as dcp_state
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import nn
 
-from loomos.errors import InvalidInput, LossDiverged, NotFound
-from loomos.jobs.messages import CheckpointRef, ResolvedInputs, TrainAssignment, TrainOutcome
-from loomos.manifest import Data, FineTuning, Runtime, TrainingSpec
-from loomos.settings import StorageSettings
-from loomos.storage import Store, open_store
-from loomos.storage.layout import plan_key
-from loomos.training.checkpoint import Checkpointer, CheckpointManifest, TensorDict
-from loomos.training.data import (
-    IGNORED,
-    Batch,
-    DocumentStream,
-    Encode,
-    PackedLanes,
-    Split,
-    count_tokens,
-)
+from loomos.errors import InvalidInput, LossDiverged
+from loomos.jobs.messages import CheckpointRef, TrainAssignment, TrainOutcome
+from loomos.manifest import FineTuning, Runtime, TrainingSpec
+from loomos.storage import open_store
+from loomos.training.checkpoint import Checkpointer
+from loomos.training.data import IGNORED, Batch
 from loomos.training.fences import read_fence
-from loomos.training.inputs import InputCache, load_tokenizer, model_source, train_tokenizer
-from loomos.training.model import add_adapters, build_model, parallelize, without_gradient_sync
-from loomos.training.report import Reporter
+from loomos.training.model import without_gradient_sync
 from loomos.training.schedule import learning_rate
+from loomos.training.setup import RankContext, Setup, set_up
+from loomos.training.shards import CheckpointManifest, TensorDict
 
 GANG_TIMEOUT = timedelta(minutes=5)
 """A collective that takes longer means that a peer hangs."""
 
 CUDA_LOG_STEPS = 10
 """On a GPU reading the loss waits for the device, so it is read every so many steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankContext:
-    """What a rank needs besides its assignment."""
-
-    storage: StorageSettings
-    """How to reach the store."""
-    scratch: Path
-    """Folder for this machine's temporary files."""
-    reporter: Reporter
-    """Where events go."""
-    should_stop: Callable[[], bool]
-    """Whether this rank was asked to stop."""
 
 
 def train(job: TrainAssignment, context: RankContext) -> TrainOutcome:
@@ -120,149 +94,6 @@ def _device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-class Setup(NamedTuple):
-    """Everything that a run computes from its inputs."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    training: PackedLanes
-    validation: list[Batch]
-    evaluates: bool
-    total_steps: int
-
-
-def set_up(
-    job: TrainAssignment, context: RankContext, store: Store, device: torch.device, control: Any
-) -> Setup:
-    """Load inputs, build the model and position the data at its beginning."""
-    spec = job.spec
-    assert spec.model is not None and spec.data is not None
-    tuning = spec.model.fine_tuning_config
-    cache = InputCache(store, context.storage, context.scratch / "inputs")
-    stream = document_stream(spec.data, job.inputs, cache, tuning.seed, held_out=False)
-    tokenizer_json = None
-    if spec.model.tokenizer.startswith("bpe:"):
-        tokenizer_json = _agree_once(
-            store,
-            plan_key(job.job_id).replace("plan", "tokenizer"),
-            lambda: train_tokenizer(spec.model, stream),  # type: ignore[arg-type]
-            control,
-        )
-    tokenizer = load_tokenizer(spec.model, job.inputs, cache, tokenizer_json)
-    quantize = tuning.method == "qlora"
-    base = build_model(
-        spec.model,
-        model_source(spec.model, job.inputs, cache),
-        len(tokenizer),
-        quantize=quantize,
-    )
-    model = add_adapters(base, tuning, quantized=quantize)
-    if not quantize:
-        model = model.to(device)
-    model.train()
-    model = parallelize(model, spec, device)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=tuning.learning_rate,
-        betas=(tuning.betas[0], tuning.betas[1]),
-        weight_decay=tuning.weight_decay,
-    )
-    encode = Encode(tokenizer)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    training = PackedLanes(
-        stream,
-        encode,
-        lanes=range(rank, tuning.batch_size, world),
-        stride=tuning.batch_size,
-        sequence_length=tuning.sequence_length,
-    )
-    steps = _agree_once(
-        store, plan_key(job.job_id), lambda: _count_steps(tuning, stream, encode), control
-    )
-    return Setup(
-        model,
-        optimizer,
-        training,
-        _validation_batches(job, cache, encode, tuning, world, rank),
-        spec.data.validation_dataset is not None or spec.data.validation_split > 0,
-        int(steps),
-    )
-
-
-def document_stream(
-    data: Data, inputs: ResolvedInputs, cache: InputCache, seed: int, *, held_out: bool
-) -> DocumentStream:
-    """The stream of training documents, or of those held out for validation."""
-    separate = held_out and inputs.validation is not None
-    reference = inputs.validation if separate and inputs.validation else inputs.training
-    split = Split(share=data.validation_split, held_out=held_out, seed=seed)
-    if separate or data.validation_dataset is not None:
-        split = Split()
-    return DocumentStream(
-        cache.dataset(reference),
-        cache.data_file,
-        data_format=data.format,
-        text_field=data.text_field,
-        split=split,
-        seed=seed,
-    )
-
-
-def _agree_once(store: Store, key: str, make: Callable[[], str], control: Any) -> str:
-    """A text that the first attempt's rank 0 computes and all later ones read."""
-    found: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            found[0] = store.get(key).decode()
-        except NotFound:
-            text = make()
-            store.put_if_absent(key, text.encode())
-            found[0] = store.get(key).decode()
-    dist.broadcast_object_list(found, src=0, group=control)
-    assert found[0] is not None
-    return found[0]
-
-
-def _count_steps(tuning: FineTuning, stream: DocumentStream, encode: Encode) -> str:
-    if tuning.num_epochs is None:
-        return str(tuning.max_steps)
-    tokens = count_tokens(stream, encode, range(stream.documents_per_epoch))
-    per_step = tuning.batch_size * tuning.sequence_length
-    steps = max(1, -(-tokens * tuning.num_epochs // per_step))
-    return str(min(steps, tuning.max_steps or steps))
-
-
-def _validation_batches(
-    job: TrainAssignment,
-    cache: InputCache,
-    encode: Encode,
-    tuning: FineTuning,
-    world: int,
-    rank: int,
-) -> list[Batch]:
-    """This rank's share of the fixed validation sequences, in micro-batches."""
-    data = job.spec.data
-    assert data is not None
-    if data.validation_dataset is None and data.validation_split == 0:
-        return []
-    stream = document_stream(data, job.inputs, cache, tuning.seed, held_out=True)
-    lanes = PackedLanes(
-        stream,
-        encode,
-        lanes=range(rank, tuning.evaluate_sequences, world),
-        stride=tuning.evaluate_sequences,
-        sequence_length=tuning.sequence_length,
-    )
-    if not lanes.lanes:
-        return []
-    whole = lanes.next_batch()
-    size = tuning.micro_batch_size or max(1, tuning.batch_size // world)
-    return [
-        Batch(whole.tokens[i : i + size], whole.labels[i : i + size])
-        for i in range(0, len(whole.tokens), size)
-    ]
 
 
 class _Agreed(NamedTuple):
@@ -367,9 +198,10 @@ class Run:
         template = dcp_state.get_optimizer_state_dict(
             self._setup.model, self._setup.optimizer, options=options
         )
-        for name, values in template["state"].items():  # type: ignore[union-attr]
+        of_parameter: dict[str, TensorDict] = template["state"]  # type: ignore[assignment]
+        for name, values in of_parameter.items():
             for key in values:
-                values[key] = state[f"optimizer.{name}.{key}"]  # type: ignore[index, call-overload]
+                values[key] = state[f"optimizer.{name}.{key}"]
         dcp_state.set_state_dict(
             self._setup.model,
             self._setup.optimizer,
@@ -460,7 +292,7 @@ class Run:
                     Batch(batch.tokens[start : start + size], batch.labels[start : start + size])
                 )
                 # DDP and FSDP average over ranks; the loss is a mean over all ranks' labels.
-                (part * (self._world / labels)).backward()
+                torch.autograd.backward(part * (self._world / labels))
             loss_sum += part.detach()
         norm = None
         if self._tuning.max_grad_norm is not None:
@@ -515,7 +347,8 @@ class Run:
                     f"model.fine_tuning_config.learning_rate or check the data"
                 )
             self._loss = mean_loss
-        return _Agreed(mean_loss, wishes[1] > 0, wishes[2] > 0, max(1, int(wishes[3])))
+        stop, checkpoint, labels = (float(wish) for wish in wishes[1:])
+        return _Agreed(mean_loss, stop > 0, checkpoint > 0, max(1, int(labels)))
 
     def _steps_due(self) -> bool:
         every = self._runtime.checkpoint_steps
@@ -536,9 +369,7 @@ class Run:
             return False
         self._validation_loss = self.evaluate()
         if self._is_first:
-            self._context.reporter.evaluation(
-                step=self.step, validation_loss=self._validation_loss
-            )
+            self._context.reporter.evaluation(step=self.step, validation_loss=self._validation_loss)
         patience = self._runtime.early_stopping
         margin = patience.min_delta if patience else 0.0
         if self._best_loss is None or self._validation_loss < self._best_loss - margin:

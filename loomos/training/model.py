@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -20,7 +19,9 @@ from loomos.errors import InvalidModel
 from loomos.manifest import FineTuning, LoRA, Model, TrainingSpec
 
 
-def build_model(model: Model, source: Path | None, vocab_size: int, *, quantize: bool = False) -> Any:
+def build_model(
+    model: Model, source: Path | None, vocab_size: int, *, quantize: bool = False
+) -> Any:
     """Make or load the base model in fp32, without adapters.
 
     Args:
@@ -131,9 +132,11 @@ def _decoder_blocks(model: nn.Module) -> list[nn.Module]:
     return [m for parent in model.modules() if isinstance(parent, nn.ModuleList) for m in parent]
 
 
-def without_gradient_sync(model: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+def without_gradient_sync(
+    model: nn.Module, *, is_last: bool
+) -> contextlib.AbstractContextManager[Any]:
     """Context for one micro-batch: gradients are exchanged after the last one only."""
-    if hasattr(model, "set_requires_gradient_sync"):
+    if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
         return contextlib.nullcontext()
     if isinstance(model, DistributedDataParallel) and not is_last:

@@ -1,6 +1,8 @@
-"""One rank: a process that trains. Started by `loomos.training.gang`, or by bare `torchrun`:
+"""One rank: a process that trains.
 
-    torchrun --nproc-per-node 2 -m loomos.training.rank request.json
+Started by `loomos.training.gang`, or by bare `torchrun`:
+
+torchrun --nproc-per-node 2 -m loomos.training.rank request.json
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from types import FrameType
 
 from loomos.jobs.messages import TrainOutcome
 from loomos.lifeline import die_with_parent
-from loomos.training.loop import RankContext, train
+from loomos.training.loop import train
 from loomos.training.report import Reporter
 from loomos.training.requests import RankRequest
+from loomos.training.setup import RankContext
 
 
 class _Stop:

@@ -120,7 +120,7 @@ def _find_s3(source: str, data: Data, settings: StorageSettings) -> Iterator[_Fo
     bucket, _, prefix = source.removeprefix("s3://").partition("/")
     store = open_uri(f"s3://{bucket}", settings)
     with tempfile.TemporaryDirectory() as folder:
-        for item in store.list(prefix):
+        for item in store.objects(prefix):
             name = item.key.removeprefix(prefix).lstrip("/") or item.key.rpartition("/")[2]
             if item.size_bytes and (item.key == prefix or _wanted(name, data)):
                 path = Path(folder) / "object"
@@ -170,7 +170,7 @@ def _pin_model(
 
 def _pin_version(source: str, field: str, store: Store) -> Reference:
     name, _, wanted = source.removeprefix("model:").partition("@")
-    versions = [child.rstrip("/") for child in store.list_children(f"models/{name}/")]
+    versions = [child.rstrip("/") for child in store.children(f"models/{name}/")]
     if wanted not in versions:
         raise InvalidModel(
             f"{field} {source!r}: write model:NAME@VERSION; {name!r} has "
@@ -192,7 +192,7 @@ def _pin_version(source: str, field: str, store: Store) -> Reference:
 def _download_folder(source: str, folder: Path, settings: StorageSettings) -> None:
     bucket, _, prefix = source.removeprefix("s3://").partition("/")
     store = open_uri(f"s3://{bucket}", settings)
-    for item in store.list(prefix):
+    for item in store.objects(prefix):
         target = folder / item.key.removeprefix(prefix).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         store.get_file(item.key, target)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from activities.rank_host import RankHost
 from loomos.client.http import LoomOSClient
+from tests.gangs import Lab, tiny_spec
 from tests.stack import Stack, running_stack
 
 
@@ -18,3 +21,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 async def client(stack: Stack) -> AsyncIterator[LoomOSClient]:
     async with stack.client() as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+async def rank_host() -> AsyncIterator[RankHost]:
+    host = RankHost()
+    await host.start()
+    yield host
+    await host.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path, rank_host: RankHost) -> Callable[..., Lab]:
+    """Makes a `Lab` for a tiny spec with changes."""
+    return lambda **changes: Lab(tmp_path, rank_host, tiny_spec(**changes))

@@ -69,14 +69,12 @@ async def test_a_killed_process_changes_nothing(
     if phase == "queued":
         await uncordon_all(stack, client)
 
-    done = await stack.until(
-        client, job.job_id, JobState.COMPLETED, JobState.FAILED, within_s=180
-    )
+    done = await stack.until(client, job.job_id, JobState.COMPLETED, JobState.FAILED, within_s=180)
 
     assert done.state == JobState.COMPLETED, done.message
     assert done.published is not None
     assert done.published.weights_sha256 == undisturbed
-    assert stack.store().list_children(f"models/{name}/") == [f"{done.published.version}/"]
+    assert stack.store().children(f"models/{name}/") == [f"{done.published.version}/"]
     await nothing_hosted(stack)
 
 
@@ -103,7 +101,7 @@ async def until_half_written(stack: Stack, job_id: str) -> None:
     store = stack.store()
     async with asyncio.timeout(90):
         while True:
-            keys = [item.key for item in store.list(checkpoints_prefix(job_id))]
+            keys = [item.key for item in store.objects(checkpoints_prefix(job_id))]
             committed = {k.rpartition("/")[0] for k in keys if parse_checkpoint_manifest(k)}
             begun = {k.rpartition("/")[0] for k in keys if k.endswith(".distcp")}
             if committed and begun - committed:
@@ -130,5 +128,3 @@ async def nothing_hosted(stack: Stack) -> None:
         return [str(p) for name in ("node-1", "node-2") for p in stack.hosted(name)]
 
     await stack.eventually(hosted, lambda found: not found, within_s=20)
-
-

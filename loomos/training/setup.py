@@ -1,0 +1,187 @@
+"""What a rank makes before its first step: model, optimizer, data, the length of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from loomos.errors import NotFound
+from loomos.jobs.messages import ResolvedInputs, TrainAssignment
+from loomos.manifest import Data, FineTuning
+from loomos.settings import StorageSettings
+from loomos.storage import Store
+from loomos.storage.layout import plan_key, tokenizer_key
+from loomos.training.data import (
+    Batch,
+    DocumentStream,
+    Encode,
+    PackedLanes,
+    Split,
+    count_tokens,
+)
+from loomos.training.inputs import InputCache, load_tokenizer, model_source, train_tokenizer
+from loomos.training.model import add_adapters, build_model, parallelize
+from loomos.training.report import Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankContext:
+    """What a rank needs besides its assignment."""
+
+    storage: StorageSettings
+    """How to reach the store."""
+    scratch: Path
+    """Folder for this machine's temporary files."""
+    reporter: Reporter
+    """Where events go."""
+    should_stop: Callable[[], bool]
+    """Whether this rank was asked to stop."""
+
+
+class Setup(NamedTuple):
+    """Everything that a run computes from its inputs."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    training: PackedLanes
+    validation: list[Batch]
+    evaluates: bool
+    total_steps: int
+
+
+def set_up(
+    job: TrainAssignment, context: RankContext, store: Store, device: torch.device, control: Any
+) -> Setup:
+    """Load inputs, build the model and position the data at its beginning."""
+    spec = job.spec
+    assert spec.model is not None and spec.data is not None
+    wanted, tuning = spec.model, spec.model.fine_tuning_config
+    cache = InputCache(store, context.storage, context.scratch / "inputs")
+    stream = document_stream(spec.data, job.inputs, cache, tuning.seed, held_out=False)
+    tokenizer_json = None
+    if spec.model.tokenizer.startswith("bpe:"):
+        tokenizer_json = _agree_once(
+            store,
+            tokenizer_key(job.job_id),
+            lambda: train_tokenizer(wanted, stream),
+            control,
+        )
+    tokenizer = load_tokenizer(spec.model, job.inputs, cache, tokenizer_json)
+    quantize = tuning.method == "qlora"
+    base = build_model(
+        spec.model,
+        model_source(spec.model, job.inputs, cache),
+        len(tokenizer),
+        quantize=quantize,
+    )
+    model = add_adapters(base, tuning, quantized=quantize)
+    if not quantize:
+        model = model.to(device)
+    model.train()
+    model = parallelize(model, spec, device)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=tuning.learning_rate,
+        betas=(tuning.betas[0], tuning.betas[1]),
+        weight_decay=tuning.weight_decay,
+    )
+    encode = Encode(tokenizer)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    training = PackedLanes(
+        stream,
+        encode,
+        lanes=range(rank, tuning.batch_size, world),
+        stride=tuning.batch_size,
+        sequence_length=tuning.sequence_length,
+    )
+    steps = _agree_once(
+        store, plan_key(job.job_id), lambda: _count_steps(tuning, stream, encode), control
+    )
+    return Setup(
+        model,
+        optimizer,
+        training,
+        _validation_batches(job, cache, encode, tuning, world, rank),
+        spec.data.validation_dataset is not None or spec.data.validation_split > 0,
+        int(steps),
+    )
+
+
+def document_stream(
+    data: Data, inputs: ResolvedInputs, cache: InputCache, seed: int, *, held_out: bool
+) -> DocumentStream:
+    """The stream of training documents, or of those held out for validation."""
+    separate = held_out and inputs.validation is not None
+    reference = inputs.validation if separate and inputs.validation else inputs.training
+    split = Split(share=data.validation_split, held_out=held_out, seed=seed)
+    if separate or data.validation_dataset is not None:
+        split = Split()
+    return DocumentStream(
+        cache.dataset(reference),
+        cache.data_file,
+        data_format=data.format,
+        text_field=data.text_field,
+        split=split,
+        seed=seed,
+    )
+
+
+def _agree_once(store: Store, key: str, make: Callable[[], str], control: Any) -> str:
+    """A text that the first attempt's rank 0 computes and all later ones read."""
+    found: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            found[0] = store.get(key).decode()
+        except NotFound:
+            text = make()
+            store.put_if_absent(key, text.encode())
+            found[0] = store.get(key).decode()
+    dist.broadcast_object_list(found, src=0, group=control)
+    assert found[0] is not None
+    return found[0]
+
+
+def _count_steps(tuning: FineTuning, stream: DocumentStream, encode: Encode) -> str:
+    if tuning.num_epochs is None:
+        return str(tuning.max_steps)
+    tokens = count_tokens(stream, encode, range(stream.documents_per_epoch))
+    per_step = tuning.batch_size * tuning.sequence_length
+    steps = max(1, -(-tokens * tuning.num_epochs // per_step))
+    return str(min(steps, tuning.max_steps or steps))
+
+
+def _validation_batches(
+    job: TrainAssignment,
+    cache: InputCache,
+    encode: Encode,
+    tuning: FineTuning,
+    world: int,
+    rank: int,
+) -> list[Batch]:
+    """This rank's share of the fixed validation sequences, in micro-batches."""
+    data = job.spec.data
+    assert data is not None
+    if data.validation_dataset is None and data.validation_split == 0:
+        return []
+    stream = document_stream(data, job.inputs, cache, tuning.seed, held_out=True)
+    lanes = PackedLanes(
+        stream,
+        encode,
+        lanes=range(rank, tuning.evaluate_sequences, world),
+        stride=tuning.evaluate_sequences,
+        sequence_length=tuning.sequence_length,
+    )
+    if not lanes.lanes:
+        return []
+    whole = lanes.next_batch()
+    size = tuning.micro_batch_size or max(1, tuning.batch_size // world)
+    return [
+        Batch(whole.tokens[i : i + size], whole.labels[i : i + size])
+        for i in range(0, len(whole.tokens), size)
+    ]
