@@ -160,6 +160,8 @@ class Data(Document):
     """Field that holds the text in JSONL and Parquet records."""
     include: Annotated[list[str], Field(min_length=1)] | None = None
     """Globs of file names to take from a folder, such as `*.py`. Default: every known suffix."""
+    exclude: list[str] = []
+    """Globs of file names to leave out, such as `test/*`."""
     preprocessing: Literal["standard_tokenization"] = "standard_tokenization"
     """Tokenise, join with end-of-text, cut into `sequence_length` pieces."""
 

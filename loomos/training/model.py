@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import save_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -49,7 +51,10 @@ def build_model(
 
 def _init_model(model: Model, vocab_size: int, seed: int) -> Any:
     model_type = model.base_model.removeprefix("init:")
-    config = AutoConfig.for_model(model_type, **{"vocab_size": vocab_size, **model.config})
+    try:
+        config = AutoConfig.for_model(model_type, **{"vocab_size": vocab_size, **model.config})
+    except Exception as error:  # each model type validates its fields in its own way
+        raise ValueError(f"model.config does not fit {model_type}: {error}") from error
     if config.vocab_size < vocab_size:
         raise ValueError(f"model.config.vocab_size must be at least {vocab_size}")
     with torch.random.fork_rng(devices=[]):
@@ -67,11 +72,13 @@ def _nf4() -> Any:
 
 
 def _quantize_in_memory(model: Any) -> Any:
-    """Quantise a model that is on no disk, by way of a temporary folder."""
-    import tempfile
+    """Quantise a model that is on no disk, by way of a temporary folder.
 
+    Not by `save_pretrained`: within a process group it writes on the first rank only.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        model.config.save_pretrained(folder)
+        save_model(model, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, quantization_config=_nf4()
         )

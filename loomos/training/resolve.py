@@ -9,8 +9,11 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +26,9 @@ from loomos.storage import Store, file_sha256, open_store, open_uri
 from loomos.storage.layout import blob_key
 from loomos.training.data import KNOWN_SUFFIXES, DocumentFile, document_offsets
 
+PINNED_AT_ONCE = 16
+"""Files that are hashed and copied at the same time."""
+
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
@@ -30,9 +36,12 @@ class _Found(NamedTuple):
     """A file of a dataset before it is pinned."""
 
     name: str
-    path: Path
+    path: Path | None
+    """Where it is on this machine; None for an object in S3, which is looked at and stays there."""
     uri: str
-    """Empty for a local file, which is copied into the store."""
+    """Where it is in S3; empty for a local file."""
+    download: Callable[[], Path]
+    """Fetches an object into a temporary file."""
 
 
 def resolve(
@@ -75,29 +84,41 @@ def _pin_dataset(
     settings: StorageSettings,
     progress: Callable[[str], None],
 ) -> Reference:
-    files: list[DataFile] = []
-    for found in _find_files(source, data, settings):
+    def pin(found: _Found) -> DataFile:
         progress(f"pinning {found.name}")
-        digest = file_sha256(found.path)
-        documents = len(document_offsets(found.path, found.name)) - 1
-        if documents:
-            DocumentFile(found.path, found.name, data.format, data.text_field).read(0)
-        if not found.uri and not store.exists(blob_key(digest)):
-            store.put_file(blob_key(digest), found.path)
-        files.append(
-            DataFile(
-                name=found.name,
-                uri=found.uri or f"blob:{digest}",
-                sha256=digest,
-                size_bytes=found.path.stat().st_size,
-                documents=documents,
-            )
-        )
+        return _pin_file(found, data, store)
+
+    with ThreadPoolExecutor(PINNED_AT_ONCE) as pool:
+        files = list(pool.map(pin, _find_files(source, data, settings)))
     if not sum(file.documents for file in files):
         wanted = ", ".join(data.include or sorted(KNOWN_SUFFIXES))
         raise InvalidData(f"no documents in {source!r}; looked for {wanted}")
     index = DatasetIndex(source=source, files=files)
     return _put_blob(store, index.model_dump_json().encode(), sum(f.size_bytes for f in files))
+
+
+def _pin_file(found: _Found, data: Data, store: Store) -> DataFile:
+    """Look at one file, and copy it into the store if nothing else holds it."""
+    path = found.path or found.download()
+    try:
+        digest = file_sha256(path)
+        documents = len(document_offsets(path, found.name)) - 1
+        if documents:
+            DocumentFile(path, found.name, data.format, data.text_field).read(0)
+        if found.path and not store.exists(blob_key(digest)):
+            store.put_file(blob_key(digest), path)
+        return DataFile(
+            name=found.name,
+            uri=found.uri or f"blob:{digest}",
+            sha256=digest,
+            size_bytes=path.stat().st_size,
+            documents=documents,
+        )
+    except OSError as error:
+        raise InvalidData(f"{found.name} cannot be read: {error.strerror}") from error
+    finally:
+        if not found.path:
+            path.unlink(missing_ok=True)
 
 
 def _find_files(source: str, data: Data, settings: StorageSettings) -> Iterator[_Found]:
@@ -106,33 +127,44 @@ def _find_files(source: str, data: Data, settings: StorageSettings) -> Iterator[
         return
     root = Path(source.removeprefix("file://"))
     if root.is_file():
-        yield _Found(root.name, root, "")
+        yield _Found(root.name, root, "", lambda: root)
         return
     if not root.is_dir():
         raise InvalidData(f"{source!r} does not exist where the control worker runs; use s3://")
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if _wanted(name, data) and path.is_file() and path.stat().st_size:
-            yield _Found(name, path, "")
+            yield _Found(name, path, "", Path)
 
 
 def _find_s3(source: str, data: Data, settings: StorageSettings) -> Iterator[_Found]:
     bucket, _, prefix = source.removeprefix("s3://").partition("/")
     store = open_uri(f"s3://{bucket}", settings)
-    with tempfile.TemporaryDirectory() as folder:
-        for item in store.objects(prefix):
-            name = item.key.removeprefix(prefix).lstrip("/") or item.key.rpartition("/")[2]
-            if item.size_bytes and (item.key == prefix or _wanted(name, data)):
-                path = Path(folder) / "object"
-                store.get_file(item.key, path)
-                yield _Found(name, path, f"s3://{bucket}/{item.key}")
+
+    def download(key: str) -> Path:
+        handle, name = tempfile.mkstemp()
+        os.close(handle)
+        store.get_file(key, Path(name))
+        return Path(name)
+
+    for item in store.objects(prefix):
+        name = item.key.removeprefix(prefix).lstrip("/") or item.key.rpartition("/")[2]
+        if item.size_bytes and (item.key == prefix or _wanted(name, data)):
+            yield _Found(name, None, f"s3://{bucket}/{item.key}", partial(download, item.key))
 
 
 def _wanted(name: str, data: Data) -> bool:
+    if _matches(name, data.exclude):
+        return False
     if data.include is not None:
-        base = name.rpartition("/")[2]
-        return any(fnmatch.fnmatch(n, pattern) for pattern in data.include for n in (name, base))
+        return _matches(name, data.include)
     return Path(name).suffix.lower() in KNOWN_SUFFIXES
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    """Whether a glob fits a file's whole name or its last part; `*` crosses folders."""
+    base = name.rpartition("/")[2]
+    return any(fnmatch.fnmatch(n, pattern) for pattern in patterns for n in (name, base))
 
 
 # --- models -------------------------------------------------------------------------------------

@@ -176,10 +176,18 @@ async def test_early_stopping_ends_a_run_that_no_longer_improves(lab: MakeLab) -
 
 async def test_a_diverging_loss_is_fatal(lab: MakeLab) -> None:
     job = lab(tuning={"learning_rate": 10.0, "max_grad_norm": None})
-    job.spec.model.config["initializer_range"] = 1e18  # type: ignore[union-attr]
+    job.spec.model.config["initializer_range"] = 1.5e30  # type: ignore[union-attr]
     failed = await job.run()
     assert failed.codes == [1]
     assert "LossDiverged" in {failure["type"] for failure in failed.failures}
+
+
+async def test_a_model_config_that_does_not_fit_is_fatal_and_named(lab: MakeLab) -> None:
+    job = lab()
+    job.spec.model.config["hidden_size"] = "wide"  # type: ignore[union-attr]
+    failed = await job.run()
+    assert {f["type"] for f in failed.failures} == {"InvalidModel"}
+    assert "hidden_size" in failed.failures[0]["message"]
 
 
 async def test_an_epoch_has_as_many_steps_as_its_tokens_fill(lab: MakeLab) -> None:

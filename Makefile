@@ -1,0 +1,47 @@
+# Everything installs into .venv from the package registries. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check lint test test-all demo bench up down openapi
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+setup: $(STAMP) ## install everything into .venv
+
+lint: $(STAMP) ## format, lint, types, import rules; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint ## what pre-commit runs
+
+test: $(STAMP) lint ## lint, and all tests but the longest
+	$(BIN)/python -m pytest -q
+
+test-all: $(STAMP) lint ## every test, the whole kill matrix included
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+demo: $(STAMP) ## train a small model, kill a worker on the way, sample from what comes out
+	$(BIN)/python examples/demo/run.py
+
+bench: $(STAMP) ## measure against peers; prints ratios
+	$(BIN)/python -m benchmarks.run
+
+up: $(STAMP) ## start the stack
+	$(BIN)/loomos up
+
+down: ## stop the stack
+	$(BIN)/loomos down
+
+openapi: $(STAMP) ## write docs/openapi.json anew
+	$(BIN)/python -m api.openapi > docs/openapi.json

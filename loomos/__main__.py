@@ -1,0 +1,5 @@
+"""`python -m loomos` is the `loomos` command."""
+
+from loomos.cli import main
+
+main()

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from loomos.errors import InvalidManifest
+from loomos.manifest import JobManifest, ManifestValidator, json_schema
+from tests.malformed import Malformed, malformed
+from tests.stack import tiny_job
+
+
+def errors_of(document: Any) -> dict[str, str]:
+    result = ManifestValidator().validate(JobManifest.from_dict(document))
+    return {error.path: error.message for error in result.errors}
+
+
+@pytest.mark.parametrize("case", malformed(), ids=lambda case: case.name)
+def test_what_is_wrong_is_named(case: Malformed) -> None:
+    with pytest.raises(InvalidManifest) as caught:
+        _ = JobManifest.from_text(json.dumps(case.document)).job
+    assert any(error.path.startswith(case.field) for error in caught.value.errors)
+
+
+def test_there_are_at_least_fifty_malformed_manifests() -> None:
+    assert len(malformed()) >= 50
+
+
+def test_every_error_is_found_at_once() -> None:
+    document = tiny_job("Wrong Name")
+    document["spec"]["priority"] = 9
+    document["spec"]["runtime"]["max_duration"] = "soon"
+    assert set(errors_of(document)) == {
+        "metadata.name",
+        "spec.priority",
+        "spec.runtime.max_duration",
+    }
+
+
+def test_an_unknown_key_gets_a_suggestion() -> None:
+    document = tiny_job("x")
+    document["spec"]["model"]["fine_tuning_config"]["batch_sise"] = 4
+    assert errors_of(document) == {
+        "spec.model.fine_tuning_config.batch_sise": "unknown key; did you mean batch_size?"
+    }
+
+
+def test_yaml_scalars_are_those_of_yaml_1_2() -> None:
+    manifest = JobManifest.from_text(
+        "apiVersion: loomos.ai/v1\nkind: TrainingJob\n"
+        "metadata: {name: probe, labels: {answer: no}}\n"
+        "spec: {algorithm: noop, runtime: {max_duration: 1h30m}}\n"
+    )
+    assert manifest.job.metadata.labels == {"answer": "no"}
+    duration = manifest.job.spec.runtime.max_duration
+    assert duration is not None
+    assert duration.total_seconds() == 5400
+
+
+def test_small_learning_rates_are_numbers() -> None:
+    manifest = JobManifest.from_text(json.dumps(tiny_job("x")).replace("0.002", "5e-5"))
+    model = manifest.job.spec.model
+    assert model is not None
+    assert model.fine_tuning_config.learning_rate == 5e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not YAML or JSON at line"),
+        ("a: 1\na: 2", "given twice"),
+        ("- a", "a manifest is a mapping"),
+        ("", "a manifest is a mapping"),
+        ("1: x", "keys are text"),
+        ("a: " + "x" * 1_100_000, "larger than 1 MiB"),
+    ],
+)
+def test_text_that_is_no_manifest_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InvalidManifest, match=message):
+        JobManifest.from_text(text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidManifest, match=r"job\.yaml.*No such file"):
+        JobManifest.from_file(tmp_path / "job.yaml")
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    document = tiny_job("sweep")
+    document["spec"]["model"]["fine_tuning_config"]["learning_rate"] = "{{ lr }}"
+    document["spec"]["data"]["training_dataset"] = "/data/{{ dataset }}/train"
+    document["environments"] = {
+        "production": {"spec": {"priority": 1, "data": {"include": None}}},
+    }
+    path = tmp_path / "template.yaml"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_parameters_keep_their_type(template: Path) -> None:
+    job = JobManifest.from_template(template, {"lr": 1e-4, "dataset": "books"}).job
+    assert job.spec.model is not None and job.spec.data is not None
+    assert job.spec.model.fine_tuning_config.learning_rate == 1e-4
+    assert job.spec.data.training_dataset == "/data/books/train"
+
+
+def test_a_missing_parameter_is_named(template: Path) -> None:
+    manifest = JobManifest.from_template(template, {"dataset": "books"})
+    with pytest.raises(InvalidManifest, match="lr: parameter not given"):
+        _ = manifest.job
+
+
+def test_an_unknown_parameter_is_named(template: Path) -> None:
+    with pytest.raises(InvalidManifest, match="rate: the template has no such parameter"):
+        JobManifest.from_template(template, {"rate": 1})
+
+
+def test_an_environment_is_a_merge_patch(template: Path) -> None:
+    base = JobManifest.from_template(template, {"lr": 1e-4, "dataset": "books"})
+    job = base.for_environment("production").job
+    assert job.spec.data is not None
+    assert (job.spec.priority, job.spec.data.include) == (1, None)
+    assert base.job.spec.priority == 3
+
+
+def test_an_unknown_environment_is_named(template: Path) -> None:
+    with pytest.raises(InvalidManifest, match="no environment 'staging'; it has production"):
+        JobManifest.from_file(template).for_environment("staging")
+
+
+def test_the_schema_accepts_and_rejects_as_the_models_do() -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert validator.is_valid(tiny_job("x"))
+    unseen = [case.name for case in malformed() if validator.is_valid(case.document)]
+    # Rules over several fields are beyond JSON Schema.
+    assert unseen == [
+        "spec.data.training_dataset='https://example.org/data'",
+        "spec.data.training_dataset='s3://bucket-only'",
+        "spec.resources.nodes={'min': 3, 'max': 2}",
+        "no end",
+        "batch not divisible",
+        "no data",
+    ]
+
+
+def test_a_manifest_survives_its_own_json() -> None:
+    job = JobManifest.from_dict(tiny_job("x")).job
+    again = type(job).model_validate_json(job.model_dump_json())
+    assert again == job
