@@ -111,9 +111,7 @@ class RankHost:
             if "ready" in message:
                 self._ready.set_result(None)
             elif "pid" in message:
-                child = HostedProcess(message["pid"])
-                self._children[message["id"]] = child
-                self._replies.pop(message["id"]).set_result(child)
+                self._started(message["id"], HostedProcess(message["pid"]))
             else:
                 self._children.pop(message["id"]).exit_code.set_result(message["exit"])
         await process.wait()
@@ -122,8 +120,18 @@ class RankHost:
         if not self._ready.done():
             self._ready.set_exception(died)
         for reply in self._replies.values():
-            reply.set_exception(died)
+            if not reply.done():
+                reply.set_exception(died)
         for child in self._children.values():
             child.exit_code.set_result(-signal.SIGKILL)
         self._replies.clear()
         self._children.clear()
+
+    def _started(self, name: str, child: HostedProcess) -> None:
+        """Hand a new process to who asked for it; if nobody waits any more, end it."""
+        self._children[name] = child
+        reply = self._replies.pop(name)
+        if reply.done():
+            child.kill()
+        else:
+            reply.set_result(child)

@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +115,25 @@ class TrainActivities:
 
 
 @contextlib.asynccontextmanager
-async def _running(work: Any) -> AsyncIterator[None]:
-    """Run a coroutine beside the block; end it with the block; its failure is the block's."""
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run a coroutine that has no end beside the block; if it fails, so does the block."""
+    owner = asyncio.current_task()
+    assert owner is not None
     task = asyncio.ensure_future(work)
+    failed = False
+
+    def interrupt(done: asyncio.Task[None]) -> None:
+        nonlocal failed
+        if not done.cancelled() and done.exception() is not None:
+            failed = True
+            owner.cancel()
+
+    task.add_done_callback(interrupt)
     try:
         yield
+    except asyncio.CancelledError:
+        if not failed:
+            raise
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

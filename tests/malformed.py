@@ -92,7 +92,6 @@ CHANGED: list[tuple[str, Any]] = [
 ]
 
 
-
 def malformed() -> list[Malformed]:
     """All of them."""
     found = [

@@ -70,6 +70,7 @@ class TrainingRun:
         self._failures = carried.failures
         self._best_step = carried.best_step
         self._priority = carried.priority or job.spec.priority
+        self._submitted_at = carried.submitted_at or workflow.info().start_time
         self._paused = carried.paused
         self._ran_for = carried.ran_for
         self._labels = job.labels
@@ -167,6 +168,7 @@ class TrainingRun:
                 job_id=self._job.job_id,
                 run_id=workflow.info().run_id,
                 ticket=self._ticket,
+                submitted_at=self._submitted_at,
                 resources=self._job.spec.resources,
                 batch_size=tuning.batch_size if tuning else 0,
                 priority=self._priority,
@@ -515,6 +517,7 @@ class TrainingRun:
                         failures=self._failures,
                         best_step=self._best_step,
                         priority=self._priority,
+                        submitted_at=self._submitted_at,
                         paused=self._paused,
                         ran_for=self._ran_for,
                     ),

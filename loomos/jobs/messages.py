@@ -117,6 +117,8 @@ class LeaseRequest(Message):
     """Counts the requests of one run; the answer carries it."""
     resources: Resources
     """What each node must have, and how many."""
+    submitted_at: datetime
+    """When the job was submitted: its age in the queue, however often it comes back."""
     batch_size: int = 0
     """Gang sizes must divide it; 0 for no such rule."""
     priority: int = 3
@@ -455,6 +457,8 @@ class CarriedState(Message):
     """Newest checkpoint that counted as progress."""
     priority: int | None = None
     """Priority, if changed since the manifest."""
+    submitted_at: datetime | None = None
+    """When the job was submitted."""
     paused: bool = False
     """Whether it is paused."""
     ran_for: Duration = timedelta(0)

@@ -147,7 +147,7 @@ class Allocation:
     # --- requests ---
 
     def request(self, request: LeaseRequest, now: datetime) -> None:
-        """Queue a request; a second one of the same job replaces the first and keeps its age."""
+        """Queue a request; a second one of the same job replaces the first."""
         for waiting in self.queue:
             if waiting.request.job_id == request.job_id:
                 waiting.request = request
@@ -195,7 +195,9 @@ class Allocation:
         return granted
 
     def _ordered(self) -> list[Waiting]:
-        return sorted(self.queue, key=lambda w: (w.request.priority, w.since, w.request.job_id))
+        return sorted(
+            self.queue, key=lambda w: (w.request.priority, w.request.submitted_at, w.request.job_id)
+        )
 
     def _choose(self, request: LeaseRequest, *, only_free: bool) -> list[NodeInfo] | None:
         """The gang that a request would get: as large as allowed; fullest nodes first."""

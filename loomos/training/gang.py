@@ -7,16 +7,20 @@ nothing (`max_restarts=0`); a new attempt is a new gang.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -32,6 +36,10 @@ from loomos.training.requests import RankRequest
 
 MEET_TIMEOUT_S = 60.0
 """How long a node waits for the others of its gang."""
+
+
+SHUTDOWN_TIMEOUT_S = 5
+"""When one rank has failed, the others of its node get so long before they are killed."""
 
 
 class GangRendezvous(RendezvousHandler):
@@ -119,7 +127,6 @@ def run_node(request_file: Path, log_dir: Path) -> int:
     job = request.assignment
     if job.nodes[job.node_rank].address.startswith("127."):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    grace_s = int(job.spec.runtime.stop_grace.total_seconds())
     spec = WorkerSpec(
         role="trainer",
         local_world_size=job.ranks_per_node,
@@ -135,9 +142,26 @@ def run_node(request_file: Path, log_dir: Path) -> int:
         logs_specs=DefaultLogsSpecs(log_dir=str(log_dir), redirects=Std.ALL),
         start_method="fork",
         exit_barrier_timeout=30,
-        shutdown_timeout=grace_s,
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
     )
-    try:
-        return 1 if agent.run().is_failed() else 0
-    except SignalException:
-        return 0
+    _pass_on_sigterm(agent)
+    return 1 if agent.run().is_failed() else 0
+
+
+def _pass_on_sigterm(agent: LocalElasticAgent) -> None:
+    """Have SIGTERM reach the ranks and nothing else: they checkpoint and end well.
+
+    Torch's own handling would abandon them: a rank that has returned then waits for an agent that
+    no longer listens, until it is killed.
+    """
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        ranks = agent._pcontext.pids().values() if agent._pcontext else []
+        if not ranks:
+            sys.exit(1)
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, pass_on)

@@ -42,8 +42,11 @@ def cluster(*nodes: NodeInfo) -> Allocation:
 
 def ask(allocation: Allocation, job: str, at_s: int = 0, **fields: Any) -> None:
     resources = fields.pop("resources", Resources(nodes=fields.pop("nodes", 1)))
-    request = LeaseRequest(job_id=job, run_id="r", ticket=1, resources=resources, **fields)
-    allocation.request(request, START + timedelta(seconds=at_s))
+    submitted_at = START + timedelta(seconds=at_s)
+    request = LeaseRequest(
+        job_id=job, run_id="r", ticket=1, submitted_at=submitted_at, resources=resources, **fields
+    )
+    allocation.request(request, START)
 
 
 def granted(allocation: Allocation) -> dict[str, list[str]]:
