@@ -185,7 +185,7 @@ def running_stack(root: Path, nodes: int = 2) -> Iterator[Stack]:
         assert not left, f"orphans: {left}"
 
 
-def tiny_job(name: str, **tuning: Any) -> dict[str, Any]:
+def tiny_job(name: str, corpus: Path = CORPUS, **tuning: Any) -> dict[str, Any]:
     """A manifest that trains a tiny Llama for a few seconds; change what a test is about."""
     return {
         "apiVersion": "loomos.ai/v1",
@@ -211,7 +211,7 @@ def tiny_job(name: str, **tuning: Any) -> dict[str, Any]:
                     **tuning,
                 },
             },
-            "data": {"training_dataset": str(CORPUS), "include": ["*.py"]},
+            "data": {"training_dataset": str(corpus), "include": ["*.py"]},
             "resources": {"nodes": 2, "ranks_per_node": 1},
             "runtime": {"checkpoint_steps": 10, "retries": {"backoff": "100ms"}},
         },

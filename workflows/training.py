@@ -77,6 +77,7 @@ class TrainingRun:
         self._state = JobState.QUEUED
         self._message = "accepted"
         self._ticket = 0
+        self._waits = False
         self._lease: Lease | None = None
         self._revoked: LeaseRevoked | None = None
         self._stop_wish = ""
@@ -149,12 +150,15 @@ class TrainingRun:
         self._lease, self._revoked, self._stop_wish = None, None, ""
         state = JobState.RECOVERING if self._failures else JobState.QUEUED
         self._enter(state, "waits for nodes")
+        self._waits = True
         try:
             await self._request_nodes()
             await workflow.wait_condition(lambda: self._lease is not None or self._paused)
         except asyncio.CancelledError:
             await self._release(self._lease.epoch if self._lease else 0)
             raise
+        finally:
+            self._waits = False
         self._migrate_to = []
         if self._lease is None:
             await self._release(0)
@@ -315,8 +319,8 @@ class TrainingRun:
     async def lease_granted(self, lease: Lease) -> None:
         """The cluster gives nodes."""
         is_answer = lease.run_id == workflow.info().run_id and lease.ticket == self._ticket
-        if is_answer and self._lease is None and not self._state.is_final:
-            self._lease = lease
+        if is_answer and self._waits:
+            self._lease, self._waits = lease, False
             return
         await self._release(lease.epoch)
 
@@ -372,7 +376,7 @@ class TrainingRun:
         """Checkpoint, and go on with these nodes."""
         self._migrate_to = request.node_ids
         self._stop_wish = "migrate"
-        if self._lease is None and self._ticket:
+        if self._waits:
             await self._request_nodes()
         return self.status()
 
@@ -385,7 +389,7 @@ class TrainingRun:
         if update.priority is not None:
             self._priority = update.priority
             workflow.upsert_search_attributes([PRIORITY.value_set(update.priority)])
-            if self._lease is None and self._ticket:
+            if self._waits:
                 await self._request_nodes()
         return self.status()
 

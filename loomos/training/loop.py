@@ -9,6 +9,7 @@ and the lanes' positions; the rest is a pure function of the step.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -35,8 +36,13 @@ from loomos.training.schedule import learning_rate
 from loomos.training.setup import RankContext, Setup, set_up
 from loomos.training.shards import CheckpointManifest, TensorDict
 
+log = logging.getLogger(__name__)
+
 GANG_TIMEOUT = timedelta(minutes=5)
 """A collective that takes longer means that a peer hangs."""
+
+LOGGED_STEPS = 20
+"""Lines about progress in the log of a whole run."""
 
 CUDA_LOG_STEPS = 10
 """On a GPU reading the loss waits for the device, so it is read every so many steps."""
@@ -159,6 +165,15 @@ class Run:
             self._resumed_from = self._checkpoints.parent
         newest = accepted.index(self._resumed_from) + 1 if self._resumed_from else 0
         self._skipped = accepted[newest:]
+        trained = sum(parameter.numel() for parameter in self._trained)
+        log.info(
+            "%s of %d ranks on %s: %d trained parameters, %s",
+            dist.get_rank() + 1,
+            self._world,
+            self._device,
+            trained,
+            f"resumed from step {self.step}" if manifest else "from the beginning",
+        )
         if self._is_first:
             self._context.reporter.plan(self._setup.total_steps)
             self._context.reporter.resumed(self._resumed_from)
@@ -396,6 +411,15 @@ class Run:
         if not self._is_first or (self._device.type == "cuda" and self.step % CUDA_LOG_STEPS):
             return
         tokens = self._tuning.batch_size * self._tuning.sequence_length
+        total = self._setup.total_steps
+        if self.step % max(1, total // LOGGED_STEPS) == 0 or self.step == total:
+            log.info(
+                "step %d of %d, loss %.4f, %.0f tokens/s",
+                self.step,
+                total,
+                loss,
+                tokens / duration_s,
+            )
         if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
         self._context.reporter.step(

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 2 -m loomos.training.rank request.json
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,11 @@ def run_rank(request_file: str, parent_pid: int | None = None) -> TrainOutcome:
     if parent_pid is not None:
         die_with_parent(parent_pid)
     stop = _Stop()
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"%(asctime)s rank {os.environ['RANK']} %(levelname)s %(message)s",
+        force=True,
+    )
     request = RankRequest.model_validate_json(Path(request_file).read_text())
     reporter = Reporter(request.pipe, int(os.environ["RANK"]))
     context = RankContext(

@@ -175,6 +175,9 @@ async def test_pause_gives_the_nodes_back_and_resume_goes_on(
     assert (await client.get_cluster_status()).leases == []
     with pytest.raises(Conflict, match="already paused"):
         await client.pause_job(job_id)
+    # A change while paused must not take nodes: the lease would be lost.
+    await client.change_job(job_id, priority=2)
+    assert (await client.get_cluster_status()).leases == []
     await client.resume_job(job_id)
     done = await stack.until(client, job_id, JobState.COMPLETED)
     assert paused.attempts[0].outcome == "pause"

@@ -1,0 +1,98 @@
+"""Record histories for the replay test from a fresh stack: `python -m tests.replay.record`.
+
+Records a run that recovers from a killed node, one that is paused and resumed, one that fails, a
+noop, and the cluster that served them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from loomos.client.http import LoomOSClient
+from loomos.client.temporal import connect
+from loomos.jobs.names import CLUSTER_WORKFLOW_ID
+from loomos.jobs.states import JobState
+from loomos.settings import TemporalSettings
+from tests.stack import CORPUS, Stack, manifest, running_stack, tiny_job
+
+COPY = Path(tempfile.gettempdir()) / "loomos-corpus"
+"""Where the corpus is copied, so that histories name no folder of the machine they come from."""
+
+HISTORIES = Path(__file__).with_name("histories")
+
+
+async def until_step(stack: Stack, client: LoomOSClient, job_id: str, step: int) -> None:
+    await stack.eventually(
+        lambda: client.get_job_status(job_id),
+        lambda job: job.training is not None and job.training.step >= step,
+    )
+
+
+async def recovered(stack: Stack, client: LoomOSClient) -> str:
+    job = await client.submit_job_from_manifest(
+        manifest(tiny_job("recovered", COPY, max_steps=300))
+    )
+    await until_step(stack, client, job.job_id, 30)
+    stack.kill("node-2")
+    await stack.until(client, job.job_id, JobState.COMPLETED)
+    return job.job_id
+
+
+async def paused(stack: Stack, client: LoomOSClient) -> str:
+    job = await client.submit_job_from_manifest(manifest(tiny_job("paused", COPY, max_steps=300)))
+    await until_step(stack, client, job.job_id, 20)
+    await client.pause_job(job.job_id)
+    await stack.until(client, job.job_id, JobState.PAUSED)
+    await client.change_job(job.job_id, priority=2, labels={"a": "b"})
+    await client.resume_job(job.job_id)
+    await stack.until(client, job.job_id, JobState.COMPLETED)
+    return job.job_id
+
+
+async def failed(stack: Stack, client: LoomOSClient) -> str:
+    document = tiny_job("failed", COPY)
+    document["spec"]["model"]["config"]["hidden_size"] = 63
+    job = await client.submit_job_from_manifest(manifest(document))
+    await stack.until(client, job.job_id, JobState.FAILED)
+    return job.job_id
+
+
+async def noop(stack: Stack, client: LoomOSClient) -> str:
+    document: dict[str, Any] = tiny_job("noop")
+    document["spec"] = {"algorithm": "noop"}
+    job = await client.submit_job_from_manifest(manifest(document))
+    await stack.until(client, job.job_id, JobState.COMPLETED)
+    return job.job_id
+
+
+async def record(stack: Stack) -> None:
+    """Make the runs and write their histories."""
+    HISTORIES.mkdir(exist_ok=True)
+    temporal = await connect(TemporalSettings.model_validate(stack.state.settings["temporal"]))
+    async with stack.client() as client:
+        ids = {
+            make.__name__: await make(stack, client) for make in (recovered, paused, failed, noop)
+        }
+    ids["cluster"] = CLUSTER_WORKFLOW_ID
+    for name, workflow_id in ids.items():
+        history = await temporal.get_workflow_handle(workflow_id).fetch_history()
+        text = json.dumps({"id": workflow_id, "history": history.to_json_dict()}, indent=1)
+        text = re.sub(r'"identity": "[^"]*"', '"identity": "recorded"', text)
+        (HISTORIES / f"{name}.json").write_text(text + "\n")
+        print(name, len(history.events), "events")
+
+
+def main() -> None:
+    shutil.copytree(CORPUS, COPY, dirs_exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, running_stack(Path(folder) / "stack") as stack:
+        asyncio.run(record(stack))
+
+
+if __name__ == "__main__":
+    main()
