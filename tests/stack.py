@@ -128,7 +128,11 @@ class Stack:
         _kill(self.pid(member))
 
     async def eventually(
-        self, probe: Callable[[], Awaitable[T]], wanted: Callable[[T], Any], within_s: float = 90
+        self,
+        probe: Callable[[], Awaitable[T]],
+        wanted: Callable[[T], Any],
+        within_s: float = 90,
+        every_s: float = 0.1,
     ) -> T:
         """Poll until `wanted` holds; errors of a stack that is coming back are waited out."""
         deadline = time.monotonic() + within_s
@@ -141,15 +145,23 @@ class Stack:
                 last = found
             except Exception as error:
                 last = error
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(every_s)
         raise AssertionError(f"not within {within_s} s; last: {last!r}")
 
     async def until(
-        self, client: LoomOSClient, job_id: str, *states: JobState, within_s: float = 120
+        self,
+        client: LoomOSClient,
+        job_id: str,
+        *states: JobState,
+        within_s: float = 120,
+        every_s: float = 0.1,
     ) -> JobDetail:
         """Wait until a job is in one of these states."""
         return await self.eventually(
-            lambda: client.get_job_status(job_id), lambda job: job.state in states, within_s
+            lambda: client.get_job_status(job_id),
+            lambda job: job.state in states,
+            within_s,
+            every_s,
         )
 
 

@@ -22,11 +22,19 @@ from typing import Any
 
 from loomos.lifeline import die_with_parent
 
+IDLE_S = 3.0
+"""After so long without a request the host loads what only some attempts need."""
+
 
 def _load() -> None:
-    """Import everything an attempt will need, once."""
-    import loomos.training.export
-    import loomos.training.gang  # noqa: F401
+    """Import what every attempt needs."""
+    import transformers.models.auto.modeling_auto
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+
+def _load_more() -> None:
+    """Import what some attempts need; a child that comes earlier imports it itself."""
+    import peft  # noqa: F401
 
 
 def serve() -> None:
@@ -45,8 +53,12 @@ def serve() -> None:
     print(json.dumps({"ready": True}), file=out)
     children: dict[int, str] = {}
     buffer = b""
+    has_all = False
     while True:
-        readable, _, _ = select.select([0, wake_read], [], [])
+        readable, _, _ = select.select([0, wake_read], [], [], None if has_all else IDLE_S)
+        if not readable and not children:
+            _load_more()
+            has_all = True
         if wake_read in readable:
             os.read(wake_read, 4096)
             _reap(children, out)

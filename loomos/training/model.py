@@ -1,4 +1,7 @@
-"""The model: loaded or made, given adapters, wrapped for its strategy."""
+"""The model: loaded or made, given adapters, wrapped for its strategy.
+
+PEFT is imported where it is used: it doubles the time a new process needs before its first step.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from safetensors.torch import save_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -88,6 +90,8 @@ def add_adapters(model: Any, tuning: FineTuning, *, quantized: bool = False) -> 
     """Freeze the base and add LoRA adapters, if the method asks for them."""
     if tuning.method == "full":
         return model
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
     if quantized:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     with torch.random.fork_rng(devices=[]):
@@ -97,6 +101,8 @@ def add_adapters(model: Any, tuning: FineTuning, *, quantized: bool = False) -> 
 
 def lora_config(lora: LoRA) -> Any:
     """PEFT's configuration for our manifest's."""
+    from peft import LoraConfig
+
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

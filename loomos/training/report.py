@@ -21,7 +21,7 @@ class Reporter:
     """Sends the events of one rank."""
 
     def __init__(self, pipe: Path | None, rank: int) -> None:
-        self._fd = os.open(pipe, os.O_WRONLY) if pipe else None
+        self._fd = os.open(pipe, os.O_WRONLY | os.O_APPEND) if pipe else None
         self._rank = rank
 
     def step(self, **metrics: float | int | None) -> None:

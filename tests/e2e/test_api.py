@@ -12,7 +12,12 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from schemathesis.specs.openapi.checks import ignored_auth
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from api.openapi import document
 from loomos.client.http import LoomOSClient
@@ -165,5 +170,10 @@ def test_schemathesis_finds_no_server_error(case: schemathesis.Case, stack: Stac
     case.call_and_validate(
         base_url=stack.state.settings["cluster"]["endpoint"],
         headers={"Authorization": f"Bearer {stack.folder.token_file.read_text()}"},
-        excluded_checks=[ignored_auth],
+        checks=[
+            not_a_server_error,
+            status_code_conformance,
+            content_type_conformance,
+            response_schema_conformance,
+        ],
     )

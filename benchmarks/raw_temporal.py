@@ -1,0 +1,51 @@
+"""The peer of `submission`: a workflow of one no-op activity, straight on Temporal."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from temporalio import activity, workflow
+from temporalio.worker import Worker
+
+QUEUE = "raw-noop"
+
+
+@activity.defn
+async def raw_noop() -> None:
+    """Do nothing."""
+
+
+@workflow.defn
+class RawNoop:
+    """One activity."""
+
+    @workflow.run
+    async def run(self) -> None:
+        """Do nothing, durably."""
+        await workflow.execute_activity(raw_noop, start_to_close_timeout=timedelta(seconds=10))
+
+
+async def main(stop: asyncio.Event) -> None:
+    """A worker with the control worker's settings."""
+    from loomos.client.temporal import connect
+    from loomos.settings import load_settings
+    from workers.build import deployment
+
+    client = await connect(load_settings().temporal)
+    worker = Worker(
+        client,
+        task_queue=QUEUE,
+        workflows=[RawNoop],
+        activities=[raw_noop],
+        deployment_config=deployment(),
+        max_concurrent_workflow_task_polls=10,
+    )
+    async with worker:
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    from loomos.runtime import run_process
+
+    run_process(main)

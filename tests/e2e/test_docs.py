@@ -1,0 +1,41 @@
+"""Every Python block of the documentation runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loomos.client.http import LoomOSClient
+from loomos.jobs.states import JobState
+from tests.stack import CORPUS, Stack
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.name} {number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+async def test_a_block_runs(
+    block: str, stack: Stack, client: LoomOSClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOOMOS_STATE_DIR", "LOOMOS_CONFIG"):
+        monkeypatch.setenv(name, stack.environment[name])
+    names: dict[str, Any] = {}
+    exec(compile(block, "<documentation>", "exec"), names)
+    if "train" in names:
+        job_id = await names["train"](str(CORPUS))
+        assert (await client.get_job_status(job_id)).state == JobState.COMPLETED
+
+
+def test_the_pages_that_the_readme_names_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
