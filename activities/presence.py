@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -41,9 +42,8 @@ class PresenceActivities:
                         "storage_free_bytes": shutil.disk_usage(self._scratch).free,
                     }
                 )
-                await asyncio.wait(
-                    [asyncio.ensure_future(self._leaving.wait())], timeout=INTERVAL_S
-                )
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._leaving.wait(), INTERVAL_S)
         finally:
             self.is_held.clear()
         return Empty()

@@ -19,7 +19,6 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 with workflow.unsafe.imports_passed_through():
     from loomos.jobs.messages import (
         AttemptPlan,
-        AttemptSummary,
         CarriedState,
         JobResult,
         JobStatus,
@@ -33,7 +32,6 @@ with workflow.unsafe.imports_passed_through():
         Progress,
         PublishRequest,
         ReleaseRequest,
-        TimelineEntry,
         TrainAssignment,
         TrainingRunInput,
         TrainOutcome,
@@ -43,14 +41,11 @@ with workflow.unsafe.imports_passed_through():
     from loomos.quantities import format_duration
     from workflows import calls
     from workflows.gang import GangEnd, GangFailed, run_gang
+    from workflows.journal import Journal
 
-STATE = SearchAttributeKey.for_keyword("LoomState")
 PRIORITY = SearchAttributeKey.for_int("LoomPriority")
 LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
 MODEL = SearchAttributeKey.for_keyword("LoomModel")
-
-KEPT_ENTRIES = 100
-"""Timeline entries and attempts that a run remembers."""
 
 LONGEST_BACKOFF = timedelta(minutes=1)
 
@@ -64,9 +59,7 @@ class TrainingRun:
         carried = job.carried or CarriedState()
         self._job = job
         self._inputs = carried.inputs
-        self._timeline = list(carried.timeline)
-        self._attempts = list(carried.attempts)
-        self._progress = carried.progress
+        self._journal = Journal(carried, self._rows)
         self._failures = carried.failures
         self._best_step = carried.best_step
         self._priority = carried.priority or job.spec.priority
@@ -74,8 +67,6 @@ class TrainingRun:
         self._paused = carried.paused
         self._ran_for = carried.ran_for
         self._labels = job.labels
-        self._state = JobState.QUEUED
-        self._message = "accepted"
         self._ticket = 0
         self._waits = False
         self._lease: Lease | None = None
@@ -97,9 +88,11 @@ class TrainingRun:
                 await self._until_resumed()
                 await self._continue_as_new_if_long()
                 await self._recover_from(await self._run_once())
-            self._enter(JobState.COMPLETED, f"published {self._model.name}@{self._model.version}")
+            self._journal.enter(
+                JobState.COMPLETED, f"published {self._model.name}@{self._model.version}"
+            )
             return JobResult(
-                state=self._state,
+                state=self._journal.state,
                 step=self._outcome.step if self._outcome else 0,
                 model=self._model,
             )
@@ -110,20 +103,20 @@ class TrainingRun:
     # --- phases ---
 
     async def _noop(self) -> JobResult:
-        self._enter(JobState.RUNNING, "does nothing")
+        self._journal.enter(JobState.RUNNING, "does nothing")
         await calls.noop()
-        self._enter(JobState.COMPLETED, "did nothing")
-        return JobResult(state=self._state)
+        self._journal.enter(JobState.COMPLETED, "did nothing")
+        return JobResult(state=self._journal.state)
 
     async def _resolve(self) -> None:
         """Pin inputs to digests, once in the job's life."""
         if self._inputs is None:
-            self._enter(JobState.QUEUED, "pinning model and data")
+            self._journal.enter(JobState.QUEUED, "pinning model and data")
             self._inputs = await calls.resolve_inputs(self._job.spec)
 
     async def _until_resumed(self) -> None:
         if self._paused:
-            self._enter(JobState.PAUSED, "paused; `loomos jobs resume` goes on")
+            self._journal.enter(JobState.PAUSED, "paused; `loomos jobs resume` goes on")
             await workflow.wait_condition(lambda: not self._paused)
 
     async def _run_once(self) -> GangEnd | GangFailed:
@@ -149,7 +142,7 @@ class TrainingRun:
         self._ticket += 1
         self._lease, self._revoked, self._stop_wish = None, None, ""
         state = JobState.RECOVERING if self._failures else JobState.QUEUED
-        self._enter(state, "waits for nodes")
+        self._journal.enter(state, "waits for nodes")
         self._waits = True
         try:
             await self._request_nodes()
@@ -183,18 +176,10 @@ class TrainingRun:
     async def _attempt(self, lease: Lease) -> GangEnd | GangFailed:
         """One gang, from its first rank to its last."""
         nodes = ", ".join(node.node_id for node in lease.nodes)
-        self._enter(JobState.STARTING, f"starts on {nodes}")
+        self._journal.enter(JobState.STARTING, f"starts on {nodes}")
         plan = await self._open_attempt()
-        first = plan.newest.step if plan.newest else 0
+        first = self._journal.open_attempt(plan, lease)
         self._note_checkpoint(first)
-        self._attempts.append(
-            AttemptSummary(
-                generation=plan.generation,
-                nodes=[node.node_id for node in lease.nodes],
-                started_at=workflow.now(),
-                from_step=first,
-            )
-        )
         assert self._inputs is not None
         handles = [
             calls.start_train(
@@ -213,7 +198,7 @@ class TrainingRun:
             for rank, node in enumerate(lease.nodes)
         ]
         end = await run_gang(lease, handles, self._why_stop, self._time_left())
-        self._close_attempt(end)
+        self._journal.close_attempt(end)
         return end
 
     async def _open_attempt(self) -> AttemptPlan:
@@ -243,7 +228,9 @@ class TrainingRun:
         outcome = self._outcome
         assert outcome is not None and outcome.checkpoint is not None and self._inputs is not None
         assert self._job.spec.model is not None
-        self._enter(JobState.PUBLISHING, f"writes the model of step {outcome.checkpoint.step}")
+        self._journal.enter(
+            JobState.PUBLISHING, f"writes the model of step {outcome.checkpoint.step}"
+        )
         handle = calls.start_publish(
             PublishRequest(
                 job_id=self._job.job_id,
@@ -289,7 +276,7 @@ class TrainingRun:
                 type="AttemptsExhausted",
                 non_retryable=True,
             )
-        self._enter(JobState.RECOVERING, end.reason)
+        self._journal.enter(JobState.RECOVERING, end.reason)
         if self._failures > 1:
             wait = min(retries.backoff * 2 ** (self._failures - 2), LONGEST_BACKOFF)
             await workflow.sleep(wait)
@@ -308,6 +295,11 @@ class TrainingRun:
             "release_lease",
             ReleaseRequest(job_id=self._job.job_id, run_id=workflow.info().run_id, epoch=epoch),
         )
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Rows of the table in Temporal's UI that only the workflow knows."""
+        nodes = ", ".join(node.node_id for node in self._lease.nodes) if self._lease else "none"
+        return [("nodes", nodes), ("priority", str(self._priority))]
 
     @property
     def _cluster(self) -> workflow.ExternalWorkflowHandle[object]:
@@ -333,22 +325,8 @@ class TrainingRun:
     @workflow.signal
     def progress(self, progress: Progress) -> None:
         """The gang tells how far it is; at most once a minute."""
-        if not self._attempts or progress.generation != self._attempts[-1].generation:
-            return
-        self._progress = progress
-        self._note_checkpoint(progress.checkpoint_step)
-        if self._state == JobState.STARTING and progress.step:
-            resumed = progress.resumed_from
-            skipped = "".join(
-                f"; checkpoint of step {ref.step} is damaged and was passed over"
-                for ref in progress.skipped
-            )
-            self._enter(
-                JobState.RUNNING,
-                (f"resumed from step {resumed.step}" if resumed else "started from the beginning")
-                + skipped,
-            )
-        self._show()
+        if self._journal.hear(progress):
+            self._note_checkpoint(progress.checkpoint_step)
 
     @workflow.update
     def pause(self) -> JobStatus:
@@ -420,90 +398,35 @@ class TrainingRun:
         self._refuse_when_final("migrated")
 
     def _refuse_when_final(self, verb: str) -> None:
-        if self._state.is_final or self._job.spec.algorithm == "noop":
+        if self._journal.state.is_final or self._job.spec.algorithm == "noop":
             raise ApplicationError(
-                f"is {self._state} and cannot be {verb}", type="Conflict", non_retryable=True
+                f"is {self._journal.state} and cannot be {verb}",
+                type="Conflict",
+                non_retryable=True,
             )
 
     @workflow.query
     def status(self) -> JobStatus:
         """Where the job is."""
         return JobStatus(
-            state=self._state,
-            message=self._message,
+            state=self._journal.state,
+            message=self._journal.message,
             priority=self._priority,
-            progress=self._progress,
-            timeline=self._timeline,
-            attempts=self._attempts,
+            progress=self._journal.progress,
+            timeline=self._journal.timeline,
+            attempts=self._journal.attempts,
             model=self._model,
         )
-
-    # --- telling people ---
-
-    def _enter(self, state: JobState, message: str) -> None:
-        """Go to a state: timeline, search attribute, current details."""
-        changed = state != self._state or not self._timeline
-        self._state, self._message = state, message
-        last = self._timeline[-1].sequence if self._timeline else 0
-        self._timeline.append(
-            TimelineEntry(sequence=last + 1, at=workflow.now(), state=state, message=message)
-        )
-        del self._timeline[:-KEPT_ENTRIES]
-        if changed and not (state == JobState.QUEUED and last == 0):
-            workflow.upsert_search_attributes([STATE.value_set(state.value)])
-        self._show()
-
-    def _show(self) -> None:
-        rows = [("state", f"**{self._state}**: {self._message}")]
-        if self._progress is not None:
-            p = self._progress
-            rows.append(("step", f"{p.step} of {p.total_steps or '?'}"))
-            if p.loss is not None:
-                rows.append(("loss", f"{p.loss:.4f}"))
-            if p.checkpoint_step is not None:
-                rows.append(("checkpoint", f"step {p.checkpoint_step}"))
-        if self._lease is not None:
-            rows.append(("nodes", ", ".join(node.node_id for node in self._lease.nodes)))
-        if self._attempts:
-            rows.append(("attempt", str(self._attempts[-1].generation)))
-        rows.append(("priority", str(self._priority)))
-        body = "\n".join(f"| {name} | {value} |" for name, value in rows)
-        workflow.set_current_details(f"| | |\n|---|---|\n{body}")
-
-    def _close_attempt(self, end: GangEnd | GangFailed) -> None:
-        last = self._attempts.pop()
-        if isinstance(end, GangEnd):
-            outcome, step = (end.wish or "completed"), end.outcome.step if end.outcome else None
-            if end.outcome is not None:
-                self._progress = (
-                    self._progress or Progress(generation=last.generation)
-                ).model_copy(
-                    update={
-                        "generation": last.generation,
-                        "step": end.outcome.step,
-                        "total_steps": end.outcome.total_steps,
-                        "loss": end.outcome.loss,
-                        "validation_loss": end.outcome.validation_loss,
-                        "resumed_from": end.outcome.resumed_from,
-                        "skipped": end.outcome.skipped,
-                    }
-                )
-        else:
-            outcome = end.reason
-            told = self._progress.step if self._progress else 0
-            step = max(told, end.step or 0) or None
-        self._attempts.append(last.model_copy(update={"outcome": outcome, "to_step": step}))
-        del self._attempts[:-KEPT_ENTRIES]
 
     def _end_badly(self, error: BaseException) -> None:
         if isinstance(error, workflow.ContinueAsNewError):
             return
         if is_cancelled_exception(error):
-            self._enter(JobState.CANCELLED, "cancelled")
+            self._journal.enter(JobState.CANCELLED, "cancelled")
         elif isinstance(error, ActivityError) and error.cause is not None:
-            self._enter(JobState.FAILED, str(error.cause))
+            self._journal.enter(JobState.FAILED, str(error.cause))
         elif isinstance(error, ApplicationError):
-            self._enter(JobState.FAILED, str(error))
+            self._journal.enter(JobState.FAILED, str(error))
 
     async def _continue_as_new_if_long(self) -> None:
         if not workflow.info().is_continue_as_new_suggested():
@@ -515,9 +438,9 @@ class TrainingRun:
                     "labels": self._labels,
                     "carried": CarriedState(
                         inputs=self._inputs,
-                        timeline=self._timeline,
-                        attempts=self._attempts,
-                        progress=self._progress,
+                        timeline=self._journal.timeline,
+                        attempts=self._journal.attempts,
+                        progress=self._journal.progress,
                         failures=self._failures,
                         best_step=self._best_step,
                         priority=self._priority,
