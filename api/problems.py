@@ -8,11 +8,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from loomos.client.models import Problem, ProblemError
-from loomos.errors import FieldError, InvalidInput, InvalidManifest, LoomOSError, Unavailable
+from loomos.errors import InvalidInput, InvalidManifest, LoomOSError, Unavailable
 from loomos.manifest import TrainingJob, field_errors
 
 log = logging.getLogger(__name__)
@@ -79,36 +78,12 @@ def install(app: FastAPI) -> None:
 
 
 def _invalid(error: RequestValidationError) -> InvalidInput:
-    """Pydantic's errors in our words; those of a manifest with did-you-means."""
-    rewritten = ValidationError.from_exception_data(
-        "request",
-        [
-            {
-                "type": item["type"],
-                "loc": tuple(item["loc"])[1:] or ("$",),
-                "input": item.get("input"),
-                "ctx": item.get("ctx", {}),
-            }
-            for item in error.errors()
-        ]
-        if all(_known(item) for item in error.errors())
-        else [],
-    )
-    fields = field_errors(rewritten, TrainingJob) or [
-        FieldError(path=".".join(map(str, item["loc"])), message=item["msg"])
-        for item in error.errors()
-    ]
+    """FastAPI's findings in our words; those of a manifest with did-you-means."""
+    items = [{**item, "loc": tuple(item["loc"])[1:] or ("$",)} for item in error.errors()]
+    fields = field_errors(items, TrainingJob)
     if any(item["loc"][0] == "body" for item in error.errors()):
         return InvalidManifest(fields, "request")
-    message = "; ".join(str(field) for field in fields)
-    return _Unprocessable(f"request: {message}", fields)
-
-
-def _known(item: Any) -> bool:
-    """Whether pydantic can make the error again (JSON errors are FastAPI's own)."""
-    return item["type"] not in ("json_invalid", "value_error", "assertion_error") or (
-        item["type"] == "value_error" and "error" in item.get("ctx", {})
-    )
+    return _Unprocessable("request: " + "; ".join(map(str, fields)), fields)
 
 
 class _Unprocessable(InvalidInput):

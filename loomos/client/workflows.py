@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import uuid
 from collections.abc import Awaitable, Sequence
@@ -287,18 +288,26 @@ class WorkflowClient:
             raise Conflict(f"job {job_id} has been restarted already") from None
 
     async def forget_job(self, job_id: str) -> None:
-        """Delete the record of a job that has ended."""
+        """Delete the record of a job that has ended: every run that it had.
+
+        Temporal deletes in the background; for a moment the job can still be seen.
+        """
         description = await self._described(job_id)
         if description.status == WorkflowExecutionStatus.RUNNING:
             raise Conflict(f"job {job_id} runs; cancel it first")
-        await _answered(
-            self._client.workflow_service.delete_workflow_execution(
-                DeleteWorkflowExecutionRequest(
-                    namespace=self._client.namespace,
-                    workflow_execution=ExecutionId(workflow_id=job_id),
+        runs = {description.run_id}
+        async for run in self._client.list_workflows(f"WorkflowId = {_quoted(job_id)}"):
+            runs.add(run.run_id)
+        for run_id in sorted(runs):
+            with contextlib.suppress(NotFound):
+                await _answered(
+                    self._client.workflow_service.delete_workflow_execution(
+                        DeleteWorkflowExecutionRequest(
+                            namespace=self._client.namespace,
+                            workflow_execution=ExecutionId(workflow_id=job_id, run_id=run_id),
+                        )
+                    )
                 )
-            )
-        )
 
     def url(self, job_id: str) -> str:
         """The job's page in Temporal's UI."""

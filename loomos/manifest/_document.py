@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 import yaml
@@ -91,13 +91,15 @@ def validate(document: dict[str, Any], source: str = "manifest") -> TrainingJob:
     try:
         return TrainingJob.model_validate(document)
     except ValidationError as error:
-        raise InvalidManifest(field_errors(error, TrainingJob), source) from None
+        raise InvalidManifest(
+            field_errors(error.errors(include_url=False), TrainingJob), source
+        ) from None
 
 
-def field_errors(error: ValidationError, model: type[BaseModel]) -> list[FieldError]:
+def field_errors(items: Iterable[Any], model: type[BaseModel]) -> list[FieldError]:
     """Turn pydantic's errors into ours: a dotted path, a message for people, a did-you-mean."""
     found: dict[str, str] = {}
-    for item in error.errors(include_url=False):
+    for item in items:
         location = [part for part in item["loc"] if not _is_union_tag(part)]
         path = ".".join(str(part) for part in location) or "$"
         message = _message(item, model)

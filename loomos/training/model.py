@@ -47,7 +47,7 @@ def build_model(
             options["quantization_config"] = _nf4()
         return AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise InvalidModel(f"model.base_model {model.base_model!r}: {reason}") from error
 
 
