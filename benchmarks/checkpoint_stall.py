@@ -16,7 +16,7 @@ from tests.stack import Stack, manifest
 
 STEPS = 130
 EVERY = 20
-ROUNDS = 3
+ROUNDS = 2
 
 
 async def measure(stack: Stack) -> dict[str, Any]:
