@@ -7,7 +7,7 @@ additive changes only, with defaults. Big things travel as keys into the store.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -214,13 +214,6 @@ class ClusterStatus(Message):
     """Requests that wait, in the order they will be served."""
     leases: list[Lease] = []
     """Leases in force."""
-
-
-class HeldLease(Message):
-    """A lease as the cluster's own state keeps it."""
-
-    lease: Lease
-    """What the holder got."""
 
 
 class ClusterState(Message):
@@ -516,7 +509,3 @@ TrainingRunInput.model_rebuild()
 
 class Empty(Message):
     """Nothing to say."""
-
-
-JsonObject = dict[str, Any]
-"""Untyped JSON, at the outermost edge only."""
