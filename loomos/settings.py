@@ -90,6 +90,19 @@ class StorageSettings(_Section):
     """S3 region."""
 
 
+class LoomDBSettings(_Section):
+    """Where events and the ledger are, and who vouches for them."""
+
+    url: str = Field(default_factory=lambda: f"sqlite:///{Path.home() / '.loomos' / 'loomdb.db'}")
+    """`sqlite:///PATH`, or `postgresql://USER@HOST/NAME[?role=loomdb_writer]`."""
+    log_key_file: Path | None = None
+    """Signer key of the log; only the ledger's own process needs it."""
+    policy_file: Path | None = None
+    """C2SP policy: the log's public key, the witnesses, the quorum."""
+    attestation_key_file: Path | None = None
+    """PEM with the P-256 key that signs provenance statements and model signatures."""
+
+
 class NodeSettings(_Section):
     """What a worker node says of itself."""
 
@@ -121,6 +134,7 @@ class Settings(BaseSettings):
     output: OutputSettings = OutputSettings()
     temporal: TemporalSettings = TemporalSettings()
     storage: StorageSettings = StorageSettings()
+    loomdb: LoomDBSettings = Field(default_factory=LoomDBSettings)
     node: NodeSettings = Field(default_factory=NodeSettings)
 
     @classmethod

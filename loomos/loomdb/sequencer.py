@@ -1,0 +1,636 @@
+"""The sequencer: gives events their positions, one process at a time, many appends per commit.
+
+Of all processes that may lead, one holds the lease: the epoch in the row `head`. Each commit moves
+that row `WHERE epoch = mine`, so a process that slept past its lease and wakes changes nothing.
+Positions are dense and in commit order, because only the holder of the row's lock gives them.
+The other processes put their appends into `inbox`; the leader takes them from there and answers in
+the same commit. A leader that dies frees the alive lock, so the next one need not wait for the
+lease to end; one that is only stopped keeps that lock and loses the lease.
+
+The tree in memory moves on only when its commit has succeeded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import func
+
+from loomos.errors import LoomOSError
+from loomos.loomdb.appends import Append, Recorded, decode_outcome, encode_outcome
+from loomos.loomdb.backend import Backend, EventRow, event_row, wait_for_ring
+from loomos.loomdb.errors import EventIdReused, LedgerFull, LedgerUnavailable, WrongVersion
+from loomos.loomdb.events import Prepared
+from loomos.loomdb.merkle import Tile, Tree
+from loomos.loomdb.schema import events, head, inbox, tiles
+from loomos.loomdb.tree_store import load_tree
+
+log = logging.getLogger(__name__)
+
+LEASE_S = 5.0
+MOST_EVENTS_PER_COMMIT = 4_000
+KNOWN_STREAMS = 100_000
+"""Streams whose versions are remembered."""
+RETRY_S = 0.2
+FOLLOW_POLL_S, TAKEOVER_POLL_S = 0.5, 0.25
+INBOX_KEPT_S = 60.0
+"""Answers stay in the inbox for so long."""
+
+
+class Fenced(Exception):
+    """Another process holds the lease now."""
+
+
+@dataclass
+class _Plan:
+    """What one commit will write."""
+
+    rows: list[EventRow] = field(default_factory=list)
+    leaves: list[bytes] = field(default_factory=list)
+    versions: dict[str, int] = field(default_factory=dict)
+    outcomes: list[tuple[Append, list[Recorded] | LoomOSError]] = field(default_factory=list)
+
+
+class Sequencer:
+    """This process's part in sequencing: it leads, or hands its appends to who does."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        may_lead: bool = True,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self._backend = backend
+        self._may_lead = may_lead
+        self._lease_s = lease_s
+        self._holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._epoch: int | None = None
+        self._tree = Tree()
+        self._versions: OrderedDict[str, int] = OrderedDict()
+        self._queue: deque[Append] = deque()
+        self._forwarded: dict[str, Append] = {}
+        self._wake = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self._leading = asyncio.Event()
+        self._has_mail = True
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self._renewed_at = 0.0
+        self._pruned_at = 0.0
+        self._tried_at = 0.0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process holds the lease, as far as it knows."""
+        return self._epoch is not None
+
+    @property
+    def tree(self) -> Tree:
+        """The tree as of the last commit of this leader."""
+        return self._tree
+
+    @property
+    def epoch(self) -> int | None:
+        """The lease's epoch, if this process leads."""
+        return self._epoch
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        if self._task is None:
+            self._backend.bell.add_listener(self._ring)
+            self._task = asyncio.create_task(self._run(), name="loomdb sequencer")
+
+    async def stop(self) -> None:
+        """Finish what is queued, give the lease back."""
+        if self._task is None:
+            return
+        self._stopping = True
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._task, timeout=10)
+        self._backend.bell.remove_listener(self._ring)
+        for request in (*self._queue, *self._forwarded.values()):
+            request.fail(LedgerUnavailable("this process stopped; append again with the same id"))
+
+    async def append(self, request: Append, timeout_s: float) -> list[Recorded]:
+        """Append; when this returns, the events are on disk and in the ledger.
+
+        Raises:
+            WrongVersion: the stream is not at the expected version; nothing was appended.
+            EventIdReused: an event id stands for something else; nothing was appended.
+            LedgerFull: the disk is full; nothing was appended.
+            LedgerUnavailable: no answer in time; append again with the same ids.
+        """
+        self._queue.append(request)
+        self._wake.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(request.outcome)
+        except TimeoutError:
+            raise LedgerUnavailable(
+                f"the ledger did not answer within {timeout_s:g} s; whether the events were "
+                "appended is unknown, appending them again with the same ids is safe"
+            ) from None
+
+    def _ring(self) -> None:
+        self._has_mail = True
+        self._wake.set()
+
+    async def fenced(self, work: Callable[[Connection], object]) -> None:
+        """A write of the leader's own; nothing happens if it no longer leads.
+
+        Raises:
+            LedgerUnavailable: this process does not lead.
+        """
+
+        def write(connection: Connection) -> None:
+            if self._epoch is None:
+                raise Fenced
+            self._keep_lease(connection)
+            work(connection)
+
+        try:
+            await self._backend.write(write)
+        except Fenced:
+            raise LedgerUnavailable("another process sequences now") from None
+
+    async def wait_to_lead(self, timeout_s: float) -> bool:
+        """Wait until this process sequences; says whether it does."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._leading.wait(), timeout_s)
+        return self.leads
+
+    async def import_history(self, bring: Callable[[Connection, int], int]) -> None:
+        """Let events come in from elsewhere, with their tiles; nothing is appended meanwhile.
+
+        Args:
+            bring: adds some behind the given size and returns the new size; the same one if there
+                are no more.
+
+        Raises:
+            LedgerUnavailable: this process does not sequence.
+        """
+
+        def write(connection: Connection) -> tuple[int, int]:
+            if self._epoch is None:
+                raise Fenced
+            size = connection.execute(select(head.c.size)).scalar_one()
+            end = bring(connection, size)
+            self._move_head(connection, end)
+            return size, end
+
+        async with self._committing:
+            try:
+                size, end = await self._backend.write(write)
+                while size < end:
+                    size, end = await self._backend.write(write)
+                self._tree = await self._backend.read(lambda c: load_tree(c, end))
+            except Fenced:
+                raise LedgerUnavailable("another process sequences; stop it first") from None
+            finally:
+                self._versions.clear()
+        self._backend.bell.ring()
+
+    # --- the loop ---
+
+    async def _run(self) -> None:
+        while not (self._stopping and not self._queue):
+            try:
+                if self._epoch is None and not await self._acquire():
+                    await self._follow()
+                else:
+                    await self._lead()
+            except Fenced:
+                log.warning("another process sequences now")
+                await self._step_down()
+            except Exception as error:
+                await self._step_down()
+                if self._backend.is_lost(error) or self._backend.is_full(error):
+                    log.warning("the ledger's database does not answer: %s", error)
+                else:
+                    # Nothing that is queued may hang because of a defect.
+                    log.exception("the sequencer failed")
+                    while self._queue:
+                        self._queue.popleft().fail(error)
+                await asyncio.sleep(RETRY_S)
+        await self._give_back()
+
+    async def _step_down(self) -> None:
+        self._epoch = None
+        self._leading.clear()
+        self._versions.clear()
+        await self._backend.free_alive_lock()
+
+    # --- the lease ---
+
+    async def _acquire(self) -> bool:
+        """Take the lease if its holder is dead or late."""
+        if not self._may_lead or time.monotonic() - self._tried_at < TAKEOVER_POLL_S:
+            return False
+        self._tried_at = time.monotonic()
+        alone = await self._backend.hold_alive_lock()
+        now = self._backend.now_us
+        if not alone and not await self._is_late():
+            return False
+        late = "" if alone else f" AND lease_until_us < {now}"
+        take = text(
+            "UPDATE head SET epoch = epoch + 1, holder = :holder, "
+            f"lease_until_us = {now} + :lease WHERE id = 1{late}"
+        )
+
+        def lead(connection: Connection) -> tuple[int, Tree] | None:
+            taken = connection.execute(take, {"holder": self._holder, "lease": self._lease_us})
+            if taken.rowcount != 1:
+                return None
+            size, epoch = connection.execute(select(head.c.size, head.c.epoch)).one()
+            return epoch, load_tree(connection, size)
+
+        try:
+            found = await self._backend.write(lead)
+        except BaseException:
+            await self._backend.free_alive_lock()
+            raise
+        if found is None:
+            return False
+        epoch, self._tree = found
+        self._epoch, self._has_mail = epoch, True
+        self._leading.set()
+        self._renewed_at = time.monotonic()
+        self._versions.clear()
+        log.info("sequencing from position %d, epoch %d", self._tree.size, epoch)
+        return True
+
+    async def _is_late(self) -> bool:
+        query = text(f"SELECT lease_until_us < {self._backend.now_us} FROM head")
+        return bool(await self._backend.read(lambda c: c.execute(query).scalar()))
+
+    @property
+    def _lease_us(self) -> int:
+        return int(self._lease_s * 1_000_000)
+
+    async def _give_back(self) -> None:
+        if self._epoch is None:
+            return
+        end = update(head).where(head.c.epoch == self._epoch).values(lease_until_us=0)
+        with contextlib.suppress(DBAPIError, OSError):
+            await self._backend.write(lambda c: c.execute(end))
+        await self._step_down()
+
+    # --- following ---
+
+    async def _follow(self) -> None:
+        """Forward what is queued, and learn what became of what was forwarded."""
+        rung = self._backend.bell.listen()
+        if self._queue:
+            await self._forward()
+        if self._forwarded:
+            await self._learn()
+        if self._stopping or self._queue:
+            return
+        self._wake.clear()
+        # With nothing to do it waits for appends, or for its turn to lead.
+        if self._forwarded:
+            await wait_for_ring(rung, FOLLOW_POLL_S)
+        else:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), FOLLOW_POLL_S)
+
+    async def _forward(self) -> None:
+        batch = list(self._queue)
+        rows = [
+            {
+                "request": request.encode(),
+                "request_id": request.request_id,
+                "submitted_us": time.time_ns() // 1000,
+            }
+            for request in batch
+        ]
+
+        def put(connection: Connection) -> None:
+            connection.execute(
+                text(
+                    "INSERT INTO inbox (request_id, request, submitted_us) "
+                    "VALUES (:request_id, :request, :submitted_us) ON CONFLICT DO NOTHING"
+                ),
+                rows,
+            )
+            self._backend.ring_sequencer(connection)
+
+        await self._backend.write(put)
+        for request in batch:
+            self._queue.popleft()
+            self._forwarded[request.request_id] = request
+
+    async def _learn(self) -> None:
+        for request_id, request in list(self._forwarded.items()):
+            if request.outcome.cancelled():
+                del self._forwarded[request_id]
+        query = select(inbox.c.request_id, inbox.c.outcome).where(
+            inbox.c.request_id.in_(list(self._forwarded))
+        )
+        answers = await self._backend.read(lambda c: c.execute(query).all())
+        found = {request_id: outcome for request_id, outcome in answers}
+        for request_id, request in list(self._forwarded.items()):
+            if request_id not in found:
+                # Answered and cleared away while this process slept: ask again.
+                del self._forwarded[request_id]
+                request.doubt()
+                self._queue.append(request)
+            elif found[request_id] is not None:
+                self._answer(self._forwarded.pop(request_id), decode_outcome(found[request_id]))
+
+    @staticmethod
+    def _answer(request: Append, outcome: list[Recorded] | LoomOSError) -> None:
+        if isinstance(outcome, LoomOSError):
+            request.fail(outcome)
+        else:
+            request.resolve(outcome)
+
+    # --- leading ---
+
+    async def _lead(self) -> None:
+        """One round: commit what waits, or wait."""
+        self._wake.clear()
+        batch = self._take()
+        mail = await self._mail() if self._has_mail else []
+        if batch or mail:
+            await self._commit(batch, mail)
+            return
+        renew_in = self._lease_s / 3 - (time.monotonic() - self._renewed_at)
+        if renew_in <= 0:
+            await self._backend.write(self._keep_lease)
+            await self._prune()
+        elif not self._stopping:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(renew_in):
+                    await self._wake.wait()
+
+    def _take(self) -> list[Append]:
+        batch: list[Append] = []
+        count = 0
+        while self._queue and count < MOST_EVENTS_PER_COMMIT:
+            request = self._queue.popleft()
+            if request.outcome.done():
+                continue
+            batch.append(request)
+            count += len(request.events)
+        return batch
+
+    async def _mail(self) -> list[Append]:
+        self._has_mail = False
+        query = (
+            select(inbox.c.request_id, inbox.c.request)
+            .where(inbox.c.outcome.is_(None))
+            .order_by(inbox.c.submitted_us)
+            .limit(MOST_EVENTS_PER_COMMIT)
+        )
+        rows = await self._backend.read(lambda c: c.execute(query).all())
+        requests: list[Append] = []
+        count = 0
+        for request_id, request in rows:
+            if count >= MOST_EVENTS_PER_COMMIT:
+                break
+            requests.append(Append.decode(request_id, request))
+            count += len(requests[-1].events)
+        self._has_mail = len(requests) < len(rows) or len(rows) == MOST_EVENTS_PER_COMMIT
+        return requests
+
+    async def _commit(self, batch: Sequence[Append], mail: Sequence[Append]) -> None:
+        async with self._committing:
+            await self._commit_now(batch, mail)
+
+    async def _commit_now(self, batch: Sequence[Append], mail: Sequence[Append]) -> None:
+        try:
+            try:
+                await self._write(batch, mail)
+            except Exception as error:
+                if not self._backend.is_duplicate(error):
+                    raise
+                # An id that should have been new was not: look at each.
+                for request in (*batch, *mail):
+                    request.doubt()
+                await self._write(batch, mail)
+        except BaseException as error:
+            self._keep_or_fail(batch, error)
+            raise
+
+    def _keep_or_fail(self, batch: Sequence[Append], error: BaseException) -> None:
+        """After a failed commit: what may be tried again waits, the rest is told."""
+        if self._backend.is_full(error):
+            for request in batch:
+                request.fail(
+                    LedgerFull("the ledger's disk is full; nothing was written. Free some space")
+                )
+            return
+        for request in reversed(batch):
+            request.doubt()
+            self._queue.appendleft(request)
+
+    async def _write(self, batch: Sequence[Append], mail: Sequence[Append]) -> None:
+        """One transaction. Only after it has committed does anything in memory change."""
+
+        def write(connection: Connection) -> tuple[_Plan, Tree]:
+            plan = self._plan(connection, (*batch, *mail))
+            tree, full = self._tree.append(plan.leaves)
+            self._move_head(connection, tree.size)
+            if plan.rows:
+                self._backend.insert_events(connection, plan.rows)
+            if full:
+                _insert_tiles(connection, full)
+            if mail:
+                _answer_mail(connection, plan, mail)
+            return plan, tree
+
+        plan, tree = await self._backend.write(write)
+        self._renewed_at = time.monotonic()
+        self._tree = tree
+        self._remember(plan.versions)
+        for request, outcome in plan.outcomes:
+            self._answer(request, outcome)
+            if forwarded := self._forwarded.pop(request.request_id, None):
+                self._answer(forwarded, outcome)
+        self._backend.bell.ring()
+        self._has_mail = self._has_mail and bool(mail)
+
+    def _move_head(self, connection: Connection, size: int | None) -> None:
+        assert self._epoch is not None
+        if not self._backend.move_head(connection, size, self._epoch, self._lease_us):
+            raise Fenced
+
+    def _keep_lease(self, connection: Connection) -> None:
+        self._move_head(connection, None)
+        self._renewed_at = time.monotonic()
+
+    def _plan(self, connection: Connection, requests: Sequence[Append]) -> _Plan:
+        plan = _Plan()
+        known = self._known_events(connection, requests)
+        self._load_versions(connection, requests, plan)
+        for request in requests:
+            try:
+                recorded = self._place(request, plan, known)
+            except LoomOSError as error:
+                plan.outcomes.append((request, error))
+            else:
+                plan.outcomes.append((request, recorded))
+        return plan
+
+    def _place(
+        self, request: Append, plan: _Plan, known: dict[str, tuple[Recorded, Prepared | None]]
+    ) -> list[Recorded]:
+        """Give a request's events their places in the plan, all or none."""
+        size = self._tree.size + len(plan.rows)
+        rows: list[EventRow] = []
+        recorded: list[Recorded] = []
+        versions: dict[str, int] = {}
+        fresh: dict[str, tuple[Recorded, Prepared | None]] = {}
+        for event in request.events:
+            if found := known.get(event.event_id) or fresh.get(event.event_id):
+                _check_same(event, found)
+                recorded.append(found[0])
+                continue
+            stream = event.stream
+            version = (versions[stream] if stream in versions else plan.versions[stream]) + 1
+            versions[stream] = version
+            place = Recorded(event.event_id, size + len(rows), version)
+            rows.append(event_row(place.position, version, event))
+            recorded.append(place)
+            fresh[event.event_id] = (place, event)
+        if request.expected is not None and rows:
+            stream, expected = request.expected
+            if plan.versions.get(stream, 0) != expected:
+                raise WrongVersion(
+                    f"stream {stream!r} is at version {plan.versions.get(stream, 0)}, not at "
+                    f"{expected}; read what is new and decide again"
+                )
+        plan.rows += rows
+        plan.leaves += [row[8] for row in rows]
+        plan.versions |= versions
+        known |= fresh
+        return recorded
+
+    def _known_events(
+        self, connection: Connection, requests: Sequence[Append]
+    ) -> dict[str, tuple[Recorded, Prepared | None]]:
+        """Those of the events that were appended before."""
+        ids = [e.event_id for r in requests if r.may_be_known for e in r.events]
+        known: dict[str, tuple[Recorded, Prepared | None]] = {}
+        for start in range(0, len(ids), 1000):
+            rows = connection.execute(
+                select(
+                    events.c.event_id,
+                    events.c.position,
+                    events.c.version,
+                    events.c.stream,
+                    events.c.event_type,
+                    events.c.schema,
+                    events.c.time_us,
+                    events.c.entry,
+                ).where(events.c.event_id.in_(ids[start : start + 1000]))
+            )
+            for event_id, position, version, stream, kind, schema, time_us, entry in rows:
+                known[event_id] = (
+                    Recorded(event_id, position, version),
+                    Prepared(
+                        event_id=event_id,
+                        stream=stream,
+                        event_type=kind,
+                        schema=schema,
+                        time_us=time_us,
+                        entry=entry,
+                        leaf=b"",
+                        is_fresh=False,
+                    ),
+                )
+        return known
+
+    def _load_versions(
+        self, connection: Connection, requests: Sequence[Append], plan: _Plan
+    ) -> None:
+        """Put the version of every stream of these requests into the plan."""
+        streams = {event.stream for request in requests for event in request.events}
+        streams |= {request.expected[0] for request in requests if request.expected}
+        missing: list[str] = []
+        for stream in streams:
+            version = self._versions.get(stream)
+            if version is None:
+                missing.append(stream)
+            else:
+                plan.versions[stream] = version
+        for start in range(0, len(missing), 1000):
+            some = missing[start : start + 1000]
+            rows = connection.execute(
+                select(events.c.stream, func.max(events.c.version))
+                .where(events.c.stream.in_(some))
+                .group_by(events.c.stream)
+            )
+            found = {stream: version for stream, version in rows}
+            plan.versions |= {stream: found.get(stream, 0) for stream in some}
+
+    def _remember(self, versions: dict[str, int]) -> None:
+        self._versions |= versions
+        for stream in versions:
+            self._versions.move_to_end(stream)
+        while len(self._versions) > KNOWN_STREAMS:
+            self._versions.popitem(last=False)
+
+    async def _prune(self) -> None:
+        """Clear answered requests from the inbox, now and then."""
+        if time.monotonic() - self._pruned_at < INBOX_KEPT_S:
+            return
+        self._pruned_at = time.monotonic()
+        oldest = time.time_ns() // 1000 - int(INBOX_KEPT_S * 1_000_000)
+        old = delete(inbox).where(inbox.c.outcome.is_not(None), inbox.c.submitted_us < oldest)
+        await self._backend.write(lambda c: c.execute(old))
+
+
+def _check_same(event: Prepared, found: tuple[Recorded, Prepared | None]) -> None:
+    """An event that is appended again must say the same, time and personal parts aside."""
+    before = found[1]
+    if before is None:
+        return
+    same = (event.stream, event.event_type, event.schema) == (
+        before.stream,
+        before.event_type,
+        before.schema,
+    )
+    if not same or _data_of(event) != _data_of(before):
+        raise EventIdReused(
+            f"event id {event.event_id!r} stands for another event, at position "
+            f"{found[0].position}; use a new id for a new fact"
+        )
+
+
+def _data_of(event: Prepared) -> object:
+    return json.loads(event.entry)["data"]
+
+
+def _insert_tiles(connection: Connection, full: Sequence[Tile]) -> None:
+    connection.execute(
+        insert(tiles),
+        [
+            {"level": tile.level, "tile": tile.place, "hashes": tile.hashes, "root": tile.root}
+            for tile in full
+        ],
+    )
+
+
+def _answer_mail(connection: Connection, plan: _Plan, mail: Sequence[Append]) -> None:
+    answers = {request.request_id: outcome for request, outcome in plan.outcomes}
+    connection.execute(
+        update(inbox)
+        .where(inbox.c.request_id == bindparam("request"))
+        .values(outcome=bindparam("answer")),
+        [{"request": r.request_id, "answer": encode_outcome(answers[r.request_id])} for r in mail],
+    )

@@ -1,0 +1,201 @@
+"""LoomDB on SQLite: one file, any number of processes of one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.pool import QueuePool
+
+from loomos.loomdb.backend import Backend, Bell, EventRow, T, original
+
+BUSY_TIMEOUT_S = 30.0
+READERS = 4
+FAST_WATCH_S, SLOW_WATCH_S = 0.005, 0.1
+"""How often a process looks for commits of others: while there are some, and when idle."""
+QUIET_LOOKS = 200
+"""Looks without news after which it looks slowly."""
+
+
+class SQLiteBackend(Backend):
+    """A file in WAL mode; every commit is on disk before it is acknowledged."""
+
+    now_us = "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.bell = Bell()
+        self._reader = self._engine(begin="BEGIN", pool_size=READERS)
+        self._writer = self._engine(begin="BEGIN IMMEDIATE", pool_size=1)
+        self._reading = ThreadPoolExecutor(READERS, "loomdb-read")
+        self._writing = ThreadPoolExecutor(1, "loomdb-write")
+        self._alive: int | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    def _engine(self, begin: str, pool_size: int) -> Engine:
+        engine = create_engine(
+            f"sqlite:///{self.path}",
+            connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+            poolclass=QueuePool,
+            pool_size=pool_size,
+            max_overflow=0,
+        )
+
+        @event.listens_for(engine, "connect")
+        def prepare(connection: Any, record: object) -> None:
+            # Transactions are begun below, as this driver would begin them too late.
+            connection.isolation_level = None
+            cursor = connection.cursor()
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+        @event.listens_for(engine, "begin")
+        def start(connection: Any) -> None:
+            connection.exec_driver_sql(begin)
+
+        return engine
+
+    async def read(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
+        return await self._run(self._reading, self._reader, work)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
+        return await self._run(self._writing, self._writer, work)
+
+    async def _run(
+        self, threads: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T]
+    ) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, _transaction, engine, work)
+
+    def read_now(self, work: Callable[[Connection], T]) -> T:
+        """As `read`, in this thread."""
+        return _transaction(self._reader, work)
+
+    def write_now(self, work: Callable[[Connection], T]) -> T:
+        """As `write`, in this thread; for a file that nobody else uses."""
+        return _transaction(self._writer, work)
+
+    def insert_events(  # noqa: D102
+        self, connection: Connection, rows: Sequence[EventRow]
+    ) -> None:
+        connection.exec_driver_sql(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", list(rows)
+        )
+
+    def move_head(  # noqa: D102
+        self, connection: Connection, size: int | None, epoch: int, lease_us: int
+    ) -> bool:
+        moved = connection.execute(
+            text(
+                "UPDATE head SET size = coalesce(:size, size), "
+                f"lease_until_us = {self.now_us} + :lease "
+                "WHERE id = 1 AND epoch = :epoch"
+            ),
+            {"size": size, "lease": lease_us, "epoch": epoch},
+        )
+        return moved.rowcount == 1
+
+    async def hold_alive_lock(self) -> bool:  # noqa: D102
+        if self._alive is not None:
+            return True
+        handle = os.open(f"{self.path}.sequencer", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        self._alive = handle
+        return True
+
+    async def free_alive_lock(self) -> None:  # noqa: D102
+        if self._alive is not None:
+            os.close(self._alive)
+            self._alive = None
+
+    async def start_watching(self) -> None:  # noqa: D102
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        """Ring when another connection commits (PRAGMA data_version)."""
+        connection = sqlite3.connect(self.path, timeout=0)
+        try:
+            known: Any = None
+            quiet = 0
+            while True:
+                version = connection.execute("PRAGMA data_version").fetchone()
+                if version != known:
+                    known, quiet = version, 0
+                    self.bell.ring()
+                quiet += 1
+                await asyncio.sleep(FAST_WATCH_S if quiet < QUIET_LOOKS else SLOW_WATCH_S)
+        finally:
+            connection.close()
+
+    def ring_sequencer(self, connection: Connection) -> None:
+        """Nothing to do: the sequencer looks."""
+
+    def is_lost(self, error: BaseException) -> bool:
+        """A file cannot be lost, but it can be busy for longer than one waits."""
+        return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def is_full(self, error: BaseException) -> bool:  # noqa: D102
+        return _code(error) == sqlite3.SQLITE_FULL
+
+    def is_duplicate(self, error: BaseException) -> bool:  # noqa: D102
+        return _code(error) == sqlite3.SQLITE_CONSTRAINT
+
+    async def scrub(self) -> None:  # noqa: D102
+        # `secure_delete` zeroed it in the file; older copies are in the write-ahead log.
+        def truncate() -> None:
+            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)
+            try:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                connection.close()
+
+        await asyncio.get_running_loop().run_in_executor(self._writing, truncate)
+
+    async def close(self) -> None:  # noqa: D102
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+            self._watch = None
+        await self.free_alive_lock()
+        await asyncio.to_thread(self._shut)
+
+    def _shut(self) -> None:
+        for threads, engine in ((self._writing, self._writer), (self._reading, self._reader)):
+            threads.shutdown()
+            engine.dispose()
+
+    @asynccontextmanager
+    async def migration_lock(self) -> AsyncIterator[None]:  # noqa: D102
+        handle = os.open(f"{self.path}.migration", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            await asyncio.to_thread(fcntl.flock, handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
+    with engine.begin() as connection:
+        return work(connection)
+
+
+def _code(error: BaseException) -> int | None:
+    """SQLite's primary result code."""
+    code = getattr(original(error), "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
