@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from activities.rank_host import RankHost
 from loomos.client.http import LoomOSClient
 from tests.gangs import Lab, tiny_spec
+from tests.postgres import Postgres, running_postgres
 from tests.stack import Stack, running_stack
 
 
@@ -35,3 +38,21 @@ async def rank_host() -> AsyncIterator[RankHost]:
 def lab(tmp_path: Path, rank_host: RankHost) -> Callable[..., Lab]:
     """Makes a `Lab` for a tiny spec with changes."""
     return lambda **changes: Lab(tmp_path, rank_host, tiny_spec(**changes))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with (
+        TemporaryDirectory(prefix="loomdb-pg-", dir="/tmp") as folder,
+        running_postgres(Path(folder)) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new, empty database; each test runs on both kinds."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'loom.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.create(f"t{uuid.uuid4().hex}")

@@ -102,7 +102,7 @@ class Backend(ABC):
     def move_head(
         self, connection: Connection, size: int | None, epoch: int, lease_us: int
     ) -> bool:
-        """Set the size, unless None, and renew the lease if `epoch` is still the current one; ring the bell."""
+        """Set the size, unless None, and renew the lease, if `epoch` is still the current one."""
 
     @abstractmethod
     async def hold_alive_lock(self) -> bool:

@@ -133,26 +133,26 @@ def _bring(source: Connection, target: Connection, since: int) -> int:
 
 def _bring_subjects(source: Connection, target: Connection) -> None:
     """Bring keys of persons, but of none who was erased before or after the backup."""
-    known = set(target.execute(select(subjects.c.reference)).scalars())
-    names = set(target.execute(select(subjects.c.name)).scalars())
     erased = {
         json.loads(entry)["data"]["subject"]
         for entry in target.execute(
             select(events.c.entry).where(events.c.event_type == EventType.SUBJECT_ERASED)
         ).scalars()
     }
-    rows = [
-        dict(row)
-        for row in source.execute(select(subjects)).mappings()
-        if row["reference"] not in known
-    ]
-    for row in rows:
+    for reference in erased:
+        target.execute(
+            update(subjects).where(subjects.c.reference == reference).values(name=None, key=None)
+        )
+    known = {row.reference: row.name for row in target.execute(select(subjects))}
+    rows = [dict(row) for row in source.execute(select(subjects)).mappings()]
+    new = [row for row in rows if row["reference"] not in known]
+    for row in new:
         if row["reference"] in erased:
             row |= {"name": None, "key": None}
-        elif row["name"] in names:
+        elif row["name"] in known.values():
             row["name"] = None
-    if rows:
-        target.execute(insert(subjects), rows)
+    if new:
+        target.execute(insert(subjects), new)
 
 
 def _insert(

@@ -23,7 +23,7 @@ from loomos.loomdb.backend import Backend, wait_for_ring
 from loomos.loomdb.bundles import ProofBundle
 from loomos.loomdb.checkpoints import Checkpoint, open_checkpoint
 from loomos.loomdb.errors import HistoryChanged, LedgerUnavailable
-from loomos.loomdb.notes import Note, Signature, SignerKey
+from loomos.loomdb.notes import Note, Signature, SignerKey, VerifierKey
 from loomos.loomdb.policies import Policy
 from loomos.loomdb.schema import checkpoints, cosignatures, events, head
 from loomos.loomdb.sequencer import Sequencer
@@ -80,6 +80,11 @@ class Ledger:
         self._last_size: int | None = None
         self.refusal: HistoryChanged | None = None
         """Why the key does not sign, if the history is not the one it knows."""
+
+    @property
+    def verifier(self) -> VerifierKey | None:
+        """Public half of this process's log key, if it has one."""
+        return None if self._key is None else self._key.verifier
 
     def start(self) -> None:
         """Begin to sign, if there is a key."""

@@ -59,7 +59,7 @@ class Filter:
                 raise InvalidInput(f"{name}: a datetime, not {type(wanted[name]).__name__}")
         return found
 
-    def select(self, reference: str | None) -> Select[tuple[int, int, str]]:
+    def select(self, reference: str | None) -> Select[int, int, str]:
         """The query for position, version and entry.
 
         Args:

@@ -630,7 +630,7 @@ def _answer_mail(connection: Connection, plan: _Plan, mail: Sequence[Append]) ->
     answers = {request.request_id: outcome for request, outcome in plan.outcomes}
     connection.execute(
         update(inbox)
-        .where(inbox.c.request_id == bindparam("request"))
+        .where(inbox.c.request_id == bindparam("of"))
         .values(outcome=bindparam("answer")),
-        [{"request": r.request_id, "answer": encode_outcome(answers[r.request_id])} for r in mail],
+        [{"of": r.request_id, "answer": encode_outcome(answers[r.request_id])} for r in mail],
     )

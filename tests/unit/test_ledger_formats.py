@@ -100,8 +100,8 @@ def test_every_bit_of_a_cosignature_counts() -> None:
 def test_the_ed25519_cosignature_of_the_specification_has_its_layout() -> None:
     # From C2SP tlog-cosignature: 4 bytes of key id, 8 of time, 64 of signature.
     line = (
-        "— witness.example.com/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3"
-        "b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA=="
+        "— witness.example.com/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJs"
+        "X3b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA=="
     )
     signature = Signature.parse(line)
     assert len(signature.value) == 72

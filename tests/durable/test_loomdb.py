@@ -1,0 +1,538 @@
+"""The contract of LoomDB, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, insert, select, update
+
+from loomos.errors import InvalidInput, NotFound
+from loomos.loomdb import AuditContext, Event, EventType, LoomDB, NewEvent, Projection, Service
+from loomos.loomdb.checkpoints import Checkpoint
+from loomos.loomdb.errors import EventIdReused, HistoryChanged, LedgerUnavailable, WrongVersion
+from loomos.loomdb.events import LARGEST_ENTRY_BYTES, new_event_id
+from loomos.loomdb.merkle import leaf_hash, root_of
+from loomos.loomdb.notes import SignerKey
+from loomos.loomdb.policies import Policy
+from loomos.loomdb.schema import metadata
+
+CONTROL = Service(name="control")
+ALICE = AuditContext(user_id="alice", session_id="s1", source_ip="192.0.2.7")
+
+
+@pytest.fixture
+async def db(db_url: str) -> AsyncIterator[LoomDB]:
+    async with LoomDB(db_url, log_key=SignerKey.generate("test/log")) as opened:
+        yield opened
+
+
+def numbered(count: int) -> list[NewEvent]:
+    return [NewEvent(event_type="tick", data={"n": n}) for n in range(count)]
+
+
+# --- the seeds' API -----------------------------------------------------------------------------
+
+
+async def test_the_documented_calls_work(db: LoomDB, tmp_path: Path) -> None:
+    context = AuditContext(user_id="user123", session_id="session456", source_ip="192.168.1.100")
+    await db.log_event(
+        event_type=EventType.MODEL_TRAINING_START,
+        data={"model": "gpt-4", "dataset": "openorca", "job_id": "training_job_123"},
+        context=context,
+    )
+    found = await db.query_events(
+        event_type=EventType.MODEL_TRAINING_START,
+        start_time=datetime.now() - timedelta(days=7),  # noqa: DTZ005 as the seed writes it
+    )
+    assert [e.data["model"] for e in found] == ["gpt-4"]
+    assert found[0].context == context
+    assert found == await db.query_events({"event_type": EventType.MODEL_TRAINING_START})
+
+    class CustomEventType(EventType):
+        CUSTOM_WORKFLOW_START = f"custom_{new_event_id()}"
+
+    await db.log_event(CustomEventType.CUSTOM_WORKFLOW_START, {}, context)
+    await db.batch_log_events(
+        [
+            {"event_type": EventType.MODEL_UPDATE, "data": {"version": "v1.1"}},
+            {"event_type": EventType.MODEL_UPDATE, "data": {"version": "v1.2"}},
+        ],
+        context,
+    )
+    updates = await db.query_events({"event_type": "model_update"})
+    assert [e.data["version"] for e in updates] == ["v1.1", "v1.2"]
+    await db.log_event(
+        EventType.PERFORMANCE_METRIC, {"job_id": "training_job_123", "metrics": {"loss": 2.0}}
+    )
+    await db.log_event(
+        EventType.PERFORMANCE_METRIC, {"job_id": "training_job_123", "metrics": {"loss": 1.0}}
+    )
+    metrics = await db.get_performance_metrics("training_job_123")
+    assert metrics.events == 3
+    loss = metrics.values["loss"]
+    assert (loss.count, loss.mean, loss.minimum, loss.maximum, loss.last) == (2, 1.5, 1, 2, 1)
+    with pytest.raises(ValueError, match="nonexistent"):
+        await db.get_performance_metrics("nonexistent")
+    async for event in db.stream_events(event_types=[EventType.MODEL_UPDATE]):
+        assert event.data == {"version": "v1.1"}
+        break
+    async for event in db.stream_events():
+        assert event.position == 0
+        break
+    assert await db.backup_database(str(tmp_path / "backup.db")) is True
+    async with LoomDB(f"sqlite:///{tmp_path / 'restored.db'}") as restored:
+        assert await restored.restore_database(str(tmp_path / "backup.db")) is True
+        assert await restored.query_events() == await db.query_events()
+
+
+def test_event_types_are_strings_with_names() -> None:
+    assert EventType.MODEL_UPDATE == "model_update"
+    assert EventType.of("model_update") is EventType.MODEL_UPDATE
+
+    class Pipeline(EventType):
+        NIGHTLY = "nightly_run"
+
+    assert isinstance(Pipeline.NIGHTLY, Pipeline)
+    assert EventType.of("nightly_run") is Pipeline.NIGHTLY
+    assert Pipeline.members() == [Pipeline.NIGHTLY]
+    assert EventType.MODEL_UPDATE in EventType.members()
+    with pytest.raises(InvalidInput, match="already one of EventType"):
+
+        class Clash(EventType):
+            UPDATE = "model_update"
+
+    with pytest.raises(InvalidInput, match="begin with a letter"):
+        EventType("no spaces")
+
+
+# --- appending ----------------------------------------------------------------------------------
+
+
+async def test_positions_and_versions_have_no_gaps(db: LoomDB) -> None:
+    streams = [f"s{n % 7}" for n in range(200)]
+    placed = await asyncio.gather(
+        *(db.append(stream, [NewEvent(event_type="tick")]) for stream in streams)
+    )
+    positions = sorted(r.position for (r,) in placed)
+    assert positions == list(range(200))
+    for stream in set(streams):
+        versions = [e.version for e in await db.query_events(stream=stream)]
+        assert versions == list(range(1, len(versions) + 1))
+    assert await db.size() == 200
+
+
+async def test_the_expected_version_is_kept(db: LoomDB) -> None:
+    await db.append("job:1", numbered(2), expected_version=0)
+    await db.append("job:1", numbered(1), expected_version=2)
+    with pytest.raises(WrongVersion, match="at version 3, not at 2"):
+        await db.append("job:1", numbered(1), expected_version=2)
+    assert await db.stream_version("job:1") == 3
+    results = await asyncio.gather(
+        *(db.append("job:2", numbered(1), expected_version=0) for _ in range(20)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(r, list) for r in results) == 1
+    assert sum(isinstance(r, WrongVersion) for r in results) == 19
+    assert await db.stream_version("job:2") == 1
+
+
+async def test_the_same_event_id_counts_once(db: LoomDB) -> None:
+    event = NewEvent(event_type="tick", data={"n": 1}, event_id="job-1:submitted")
+    first = await db.append("job:1", [event], CONTROL)
+    again = await asyncio.gather(*(db.append("job:1", [event], CONTROL) for _ in range(10)))
+    assert all(r == first for r in again)
+    assert await db.size() == 1
+    assert await db.append("job:1", [event], CONTROL, expected_version=0) == first
+    both = await db.append("job:1", [event, *numbered(1)])
+    assert [r.position for r in both] == [0, 1]
+    with pytest.raises(EventIdReused, match="position 0"):
+        other = NewEvent(event_type="tick", data={"n": 2}, event_id="job-1:submitted")
+        await db.append("job:1", [other])
+    with pytest.raises(EventIdReused):
+        await db.append("job:2", [event])
+    assert await db.size() == 2
+
+
+async def test_a_batch_is_all_or_nothing(db: LoomDB) -> None:
+    await db.append("a", [NewEvent(event_type="tick", event_id="x", data={"n": 1})])
+    with pytest.raises(EventIdReused):
+        await db.batch_log_events(
+            [
+                {"event_type": "tick", "data": {}, "event_id": "y"},
+                {"event_type": "tick", "data": {"n": 2}, "event_id": "x"},
+            ],
+            stream="a",
+        )
+    assert await db.size() == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ({"event_type": "no good"}, "event_type"),
+        ({"event_type": "ok", "data": {"x": float("nan")}}, "not JSON"),
+        ({"event_type": "ok", "data": {"x": "y" * LARGEST_ENTRY_BYTES}}, "put the content into"),
+        ({"event_type": "ok", "event_id": 'a"b'}, "event_id"),
+        ({"event_type": "ok", "personal": {"name": "x"}}, "whose it is"),
+        ({"event_type": "ok", "when": 1}, "when not known"),
+        ({"data": {}}, "event_type is missing"),
+    ],
+)
+async def test_bad_events_are_refused_and_nothing_is_written(
+    db: LoomDB, call: dict[str, object], why: str
+) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        await db.batch_log_events([{"event_type": "fine"}, call], stream="s")
+    assert await db.size() == 0
+
+
+@pytest.mark.parametrize(
+    ("filters", "why"),
+    [
+        ({"kind": "x"}, "kind not known"),
+        ({"limit": 0}, "limit 0"),
+        ({"start_time": "yesterday"}, "a datetime"),
+    ],
+)
+async def test_bad_filters_name_what_is_known(
+    db: LoomDB, filters: dict[str, object], why: str
+) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        await db.query_events(filters)
+
+
+async def test_queries_combine_conditions(db: LoomDB) -> None:
+    await db.append("a", numbered(5), ALICE)
+    await db.append("b", [NewEvent(event_type="tock", data={"n": 9})], CONTROL)
+    assert [e.position for e in await db.query_events(stream="a", after=2)] == [3, 4]
+    newest = await db.query_events(newest_first=True, limit=2)
+    assert [e.position for e in newest] == [5, 4]
+    assert [e.position for e in await db.query_events(event_type=["tock"])] == [5]
+    assert len(await db.query_events(user_id="alice")) == 5
+    assert await db.query_events(user_id="bob") == []
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    assert await db.query_events(start_time=later) == []
+    assert len(await db.query_events(end_time=later)) == 6
+    assert (await db.event_at(5)).context == CONTROL
+    assert (await db.event((await db.event_at(5)).event_id)).position == 5
+    with pytest.raises(NotFound):
+        await db.event_at(6)
+
+
+# --- reading along ------------------------------------------------------------------------------
+
+
+async def test_a_subscription_catches_up_and_goes_on_without_skip_or_repeat(db: LoomDB) -> None:
+    await db.append("s", numbered(1500))
+    seen: list[int] = []
+
+    async def follow() -> None:
+        async for event in db.stream_events():
+            seen.append(event.position)
+            if len(seen) == 2500:
+                return
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(follow(), *(db.append(f"w{n}", numbered(50)) for n in range(20)))
+    assert seen == list(range(2500))
+
+
+async def test_a_filtered_subscription_resumes_where_it_was(db: LoomDB) -> None:
+    for n in range(30):
+        await db.append(f"s{n % 3}", [NewEvent(event_type=f"kind{n % 2}", data={"n": n})])
+    seen: list[int] = []
+    after = -1
+    for _ in range(5):
+        async for event in db.stream_events(["kind1"], after=after, stream="s0"):
+            seen.append(event.data["n"])
+            after = event.position
+            break
+    assert seen == [3, 9, 15, 21, 27]
+
+
+async def test_another_process_wakes_a_subscription(db: LoomDB, db_url: str) -> None:
+    async with LoomDB(db_url, may_lead=False) as other:
+
+        async def next_event() -> Event:
+            async for event in other.stream_events(after=await other.size() - 1):
+                return event
+            raise AssertionError
+
+        waiting = asyncio.create_task(next_event())
+        await asyncio.sleep(0.1)
+        await db.append("s", numbered(1))
+        async with asyncio.timeout(10):
+            assert (await waiting).position == 0
+
+
+async def test_who_does_not_lead_appends_through_the_leader(db: LoomDB, db_url: str) -> None:
+    await db.append("s", numbered(1))
+    async with LoomDB(db_url, may_lead=False) as other:
+        (placed,) = await other.append("s", numbered(1), expected_version=1)
+        assert (placed.position, placed.version) == (1, 2)
+        with pytest.raises(WrongVersion):
+            await other.append("s", numbered(1), expected_version=1)
+        await asyncio.gather(*(d.append("s", numbered(5)) for d in (db, other) for _ in range(10)))
+    assert [e.version for e in await db.query_events(stream="s")] == list(range(1, 103))
+
+
+async def test_without_any_leader_an_append_says_so_and_is_not_lost(db_url: str) -> None:
+    event = NewEvent(event_type="tick", data={}, event_id="only-once")
+    async with LoomDB(db_url, may_lead=False) as follower:
+        with pytest.raises(LedgerUnavailable, match="with the same ids is safe"):
+            await follower.append("s", [event], timeout_s=0.3)
+        async with LoomDB(db_url) as leader:
+            (placed,) = await follower.append("s", [event])
+            assert placed.position == 0
+            assert await leader.size() == 1
+
+
+async def test_when_the_leader_leaves_another_takes_over(db_url: str) -> None:
+    async with LoomDB(db_url) as second:
+        async with LoomDB(db_url) as first:
+            await first.append("s", numbered(3))
+        async with asyncio.timeout(20):
+            (placed,) = await second.append("s", numbered(1))
+    assert placed.position == 3
+
+
+# --- read models --------------------------------------------------------------------------------
+
+
+class Totals(Projection):
+    name = "totals"
+    tables = MetaData()
+    rows = Table(
+        "totals",
+        tables,
+        Column("stream", Text, primary_key=True),
+        Column("total", Integer, nullable=False),
+    )
+
+    def apply(self, events: object, connection: Connection) -> None:
+        for event in events:  # type: ignore[attr-defined]
+            here = self.rows.c.stream == event.stream
+            total = connection.execute(select(self.rows.c.total).where(here)).scalar()
+            if total is None:
+                connection.execute(insert(self.rows).values((event.stream, event.data["n"])))
+            else:
+                connection.execute(
+                    update(self.rows).where(here).values(total=total + event.data["n"])
+                )
+
+
+async def totals(db: LoomDB) -> dict[str, int]:
+    rows = await db._backend.read(lambda c: c.execute(select(Totals.rows)).all())
+    return {stream: total for stream, total in rows}
+
+
+async def test_projections_count_each_event_once_and_can_be_rebuilt(db: LoomDB) -> None:
+    await db.append("a", numbered(1200))
+    await db.append("b", numbered(3))
+    runs = await asyncio.gather(*(db.project(Totals()) for _ in range(4)))
+    assert set(runs) == {1203}
+    assert await totals(db) == {"a": 1200 * 1199 // 2, "b": 3}
+    await db.append("b", numbered(3))
+    assert await db.project(Totals()) == 1206
+    assert await totals(db) == {"a": 719400, "b": 6}
+    assert await db.rebuild(Totals()) == 1206
+    assert await totals(db) == {"a": 719400, "b": 6}
+
+
+async def test_a_failing_projection_changes_nothing(db: LoomDB) -> None:
+    await db.append("a", numbered(2))
+    await db.append("a", [NewEvent(event_type="tick", data={"wrong": 1})])
+    with pytest.raises(KeyError):
+        await db.project(Totals())
+    assert await totals(db) == {}
+
+
+async def test_older_shapes_are_upcast_and_the_entry_stays(db: LoomDB) -> None:
+    db.upcasters.register("renamed", 1, lambda d: {"name": d["label"]})
+    db.upcasters.register("renamed", 2, lambda d: {**d, "size": 0})
+    await db.log_event("renamed", {"label": "x"})
+    await db.log_event("renamed", {"name": "y", "size": 4}, schema=3)
+    old, new = await db.query_events(event_type="renamed")
+    assert (old.schema, old.data) == (3, {"name": "x", "size": 0})
+    assert (new.schema, new.data) == (3, {"name": "y", "size": 4})
+    assert json.loads(old.entry)["data"] == {"label": "x"}
+    with pytest.raises(InvalidInput, match="already"):
+        db.upcasters.register("renamed", 1, lambda d: d)
+
+
+# --- persons ------------------------------------------------------------------------------------
+
+
+async def test_erasing_a_person_leaves_every_hash(db: LoomDB, tmp_path: Path) -> None:
+    await db.log_event("signup", {"plan": "free"}, ALICE, personal={"email": "alice@example.org"})
+    await db.log_event("signup", {"plan": "pro"}, AuditContext(user_id="bob"))
+    await db.ledger.sign()
+    before = await db.ledger.root(2)
+    (alice, _) = await db.query_events(event_type="signup")
+    assert alice.data == {"plan": "free", "email": "alice@example.org"}
+    for secret in ("alice", "192.0.2.7", "example.org"):
+        assert secret not in alice.entry
+    await db.backup_database(tmp_path / "before.db")
+
+    await db.erase_subject("alice", CONTROL)
+
+    alice, bob = await db.query_events(event_type="signup")
+    assert (alice.data, alice.context, alice.is_erased) == ({"plan": "free"}, None, True)
+    assert bob.context == AuditContext(user_id="bob")
+    assert await db.query_events(user_id="alice") == []
+    assert await db.ledger.root(2) == before
+    assert (await db.audit()).ok
+    with pytest.raises(NotFound):
+        await db.erase_subject("alice", CONTROL)
+    await db.log_event("signup", {"plan": "again"}, ALICE)
+    again = await db.query_events(user_id="alice")
+    assert [e.data for e in again] == [{"plan": "again"}]
+    await db.backup_database(tmp_path / "after.db")
+    async with LoomDB(f"sqlite:///{tmp_path / 'new.db'}") as new:
+        # The older backup has the key; the newer one says that it was destroyed.
+        await new.restore_database(tmp_path / "before.db")
+        assert (await new.event_at(0)).context == ALICE
+        await new.restore_database(tmp_path / "after.db")
+        restored = await new.query_events(event_type="signup")
+        assert [e.is_erased for e in restored] == [True, False, False]
+
+
+# --- the ledger ---------------------------------------------------------------------------------
+
+
+async def test_every_event_is_a_leaf_with_proofs(db: LoomDB) -> None:
+    await db.append("s", numbered(700))
+    note = await db.ledger.sign()
+    assert note is not None
+    key = db.ledger.verifier
+    assert key is not None
+    policy = Policy.for_log(key)
+    checkpoint = Checkpoint.parse_text(note.text)
+    entries = [e.entry.encode() for e in await db.query_events(limit=1000)]
+    assert checkpoint.root == root_of([leaf_hash(e) for e in entries])
+    for position in (0, 1, 255, 256, 511, 512, 698, 699):
+        bundle = await db.ledger.prove(position)
+        assert bundle.verify(entries[position], policy) == checkpoint
+    with pytest.raises(NotFound, match="no event at position 700"):
+        await db.ledger.prove(700)
+
+
+async def test_the_tables_only_grow(db: LoomDB, db_url: str) -> None:
+    await db.append("s", numbered(300))
+    await db.ledger.sign()
+    tables = ("events", "tiles", "checkpoints")
+    for table in tables:
+        for statement in (f"UPDATE {table} SET {_column(table)}", f"DELETE FROM {table}"):
+            with pytest.raises(Exception, match="only grows"):
+                await db._backend.write(lambda c, s=statement: c.exec_driver_sql(s))
+    if db_url.startswith("postgres"):
+        with pytest.raises(Exception, match="only grows"):
+            await db._backend.write(lambda c: c.exec_driver_sql("TRUNCATE events"))
+    assert (await db.audit()).ok
+
+
+def _column(table: str) -> str:
+    return {"events": "version = 1", "tiles": "root = hashes", "checkpoints": "note = ''"}[table]
+
+
+async def test_the_migrations_make_what_the_code_expects(db: LoomDB) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    def compare(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    assert await db._backend.read(compare) == []
+
+
+async def test_a_newer_key_memory_refuses_an_older_database(db_url: str, tmp_path: Path) -> None:
+    key = SignerKey.generate("test/log")
+    memory = tmp_path / "signed"
+    async with LoomDB(db_url, log_key=key, memory_file=memory) as db:
+        await db.append("s", numbered(2))
+        await db.ledger.sign()
+        await db.backup_database(tmp_path / "old.db")
+        await db.append("s", numbered(2))
+        await db.ledger.sign()
+    fresh = f"sqlite:///{tmp_path / 'fresh.db'}"
+    async with LoomDB(fresh, log_key=key, memory_file=memory) as db:
+        with pytest.raises(HistoryChanged, match="2 entries, but 4 were signed"):
+            await db.restore_database(tmp_path / "old.db")
+        await db.restore_database(tmp_path / "old.db", accept_loss=True)
+        await db.append("s", numbered(5))
+        with pytest.raises(HistoryChanged, match="not those that the key signed"):
+            await db.ledger.sign()
+        assert await db.ledger.checkpoint_of(7) is None
+
+
+async def test_a_damaged_backup_is_not_restored(db: LoomDB, tmp_path: Path) -> None:
+    await db.append("s", numbered(300))
+    path = tmp_path / "backup.db"
+    await db.backup_database(path)
+    with pytest.raises(InvalidInput, match="there already"):
+        await db.backup_database(path)
+    content = path.read_bytes()
+    place = content.index(b'"data":{"n":7}')
+    path.write_bytes(content[:place] + b'"data":{"n":8}' + content[place + 14 :])
+    async with LoomDB(f"sqlite:///{tmp_path / 'new.db'}") as new:
+        with pytest.raises(HistoryChanged, match="event 7 "):
+            await new.restore_database(path)
+        assert await new.size() == 0
+
+
+async def test_a_restore_goes_on_where_the_database_ends(db: LoomDB, tmp_path: Path) -> None:
+    await db.append("s", numbered(3000))
+    await db.backup_database(tmp_path / "first.db")
+    await db.append("s", numbered(2500))
+    await db.ledger.sign()
+    await db.backup_database(tmp_path / "second.db")
+    async with LoomDB(f"sqlite:///{tmp_path / 'new.db'}") as new:
+        await new.restore_database(tmp_path / "first.db")
+        await new.restore_database(tmp_path / "second.db")
+        await new.restore_database(tmp_path / "second.db")
+        assert await new.size() == 5500
+        key = db.ledger.verifier
+        assert key is not None
+        report = await new.audit(Policy.for_log(key))
+        assert report.ok
+        assert report.signed_size == 5500
+        await new.append("s", numbered(1), expected_version=5500)
+        with pytest.raises(HistoryChanged, match="nothing to restore"):
+            await new.restore_database(tmp_path / "second.db")
+        await new.backup_database(tmp_path / "longer.db")
+    async with LoomDB(f"sqlite:///{tmp_path / 'other.db'}") as other:
+        await other.append("else", numbered(3))
+        with pytest.raises(HistoryChanged, match="differ in their first 3"):
+            await other.restore_database(tmp_path / "second.db")
+
+
+def test_new_ids_are_version_7_and_grow() -> None:
+    ids = [new_event_id() for _ in range(10_000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 10_000
+    shape = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+    assert all(shape.fullmatch(i) for i in ids)
+
+
+def test_a_script_that_never_closes_its_database_ends(tmp_path: Path) -> None:
+    script = (
+        "import asyncio\n"
+        "from loomos.loomdb import LoomDB\n"
+        "async def main():\n"
+        f"    db = LoomDB('sqlite:///{tmp_path / 'loom.db'}')\n"
+        "    await db.log_event('tick', {})\n"
+        "    print(await db.size())\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
