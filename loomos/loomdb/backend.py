@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -21,10 +22,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from loomos.errors import InvalidInput
+from loomos.loomdb.errors import LedgerFull, LedgerUnavailable
 from loomos.loomdb.events import Prepared
 from loomos.loomdb.schema import REVISION
 
 T = TypeVar("T")
+
+PATIENCE_S, RETRY_S = 30.0, 0.2
+"""How long, and how often, a read is tried while the database is away."""
 
 EventRow = tuple[int, str, str, int, str, int, int, str, bytes]
 """A row of `events`, in the order of its columns."""
@@ -87,12 +92,45 @@ class Backend(ABC):
     bell: Bell
 
     @abstractmethod
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    async def read_once(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection; all it reads is of one moment."""
 
     @abstractmethod
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write_once(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction of the writing connection, one at a time, and commit."""
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """As `read_once`, again while the database is away.
+
+        Raises:
+            LedgerUnavailable: it stays away.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await self.read_once(work)
+            except Exception as error:
+                if not self.is_lost(error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise LedgerUnavailable(f"the database does not answer: {error}") from None
+                await asyncio.sleep(RETRY_S)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """As `write_once`, with our errors.
+
+        Raises:
+            LedgerUnavailable: the database is away; whether it was written is unknown.
+            LedgerFull: its disk is full.
+        """
+        try:
+            return await self.write_once(work)
+        except Exception as error:
+            if self.is_lost(error):
+                raise LedgerUnavailable(f"the database does not answer: {error}") from None
+            if self.is_full(error):
+                raise LedgerFull("the ledger's disk is full; nothing was written") from None
+            raise
 
     @abstractmethod
     def insert_events(self, connection: Connection, rows: Sequence[EventRow]) -> None:

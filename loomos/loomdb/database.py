@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,7 @@ from loomos.errors import InvalidInput, NotFound
 from loomos.loomdb import projections
 from loomos.loomdb.appends import Append, Recorded
 from loomos.loomdb.backend import open_backend, wait_for_ring
+from loomos.loomdb.errors import LedgerUnavailable
 from loomos.loomdb.event_types import EventType
 from loomos.loomdb.events import (
     AuditContext,
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from loomos.loomdb.audit import AuditReport
     from loomos.loomdb.checkpoints import Checkpoint
     from loomos.loomdb.policies import Policy
+
+log = logging.getLogger(__name__)
 
 APPEND_TIMEOUT_S = 30.0
 LEAD_PATIENCE_S = 5.0
@@ -364,7 +368,11 @@ class LoomDB:
 
         while True:
             rung = self._backend.bell.listen()
-            size, rows = await self._backend.read(look)
+            try:
+                size, rows = await self._backend.read(look)
+            except LedgerUnavailable as error:
+                log.warning("a subscription waits at %d: %s", next_position, error)
+                continue
             for found in await self._events(rows):
                 yield found
             if next_position >= size:

@@ -78,11 +78,11 @@ class PostgresBackend(Backend):
             cursor.close()
             connection.commit()
 
-    async def read(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
+    async def read_once(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
         async with self._reader.begin() as connection:
             return await connection.run_sync(work)
 
-    async def write(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
+    async def write_once(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
         async with self._writing, self._writer.begin() as connection:
             return await connection.run_sync(work)
 

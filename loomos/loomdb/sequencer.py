@@ -193,10 +193,10 @@ class Sequencer:
 
         async with self._committing:
             try:
-                size, end = await self._backend.write(write)
+                size, end = await self._backend.write_once(write)
                 while size < end:
-                    size, end = await self._backend.write(write)
-                self._tree = await self._backend.read(lambda c: load_tree(c, end))
+                    size, end = await self._backend.write_once(write)
+                self._tree = await self._backend.read_once(lambda c: load_tree(c, end))
             except Fenced:
                 raise LedgerUnavailable("another process sequences; stop it first") from None
             finally:
@@ -258,7 +258,7 @@ class Sequencer:
             return epoch, load_tree(connection, size)
 
         try:
-            found = await self._backend.write(lead)
+            found = await self._backend.write_once(lead)
         except BaseException:
             await self._backend.free_alive_lock()
             raise
@@ -274,7 +274,7 @@ class Sequencer:
 
     async def _is_late(self) -> bool:
         query = text(f"SELECT lease_until_us < {self._backend.now_us} FROM head")
-        return bool(await self._backend.read(lambda c: c.execute(query).scalar()))
+        return bool(await self._backend.read_once(lambda c: c.execute(query).scalar()))
 
     @property
     def _lease_us(self) -> int:
@@ -285,7 +285,7 @@ class Sequencer:
             return
         end = update(head).where(head.c.epoch == self._epoch).values(lease_until_us=0)
         with contextlib.suppress(DBAPIError, OSError):
-            await self._backend.write(lambda c: c.execute(end))
+            await self._backend.write_once(lambda c: c.execute(end))
         await self._step_down()
 
     # --- following ---
@@ -328,7 +328,7 @@ class Sequencer:
             )
             self._backend.ring_sequencer(connection)
 
-        await self._backend.write(put)
+        await self._backend.write_once(put)
         for request in batch:
             self._queue.popleft()
             self._forwarded[request.request_id] = request
@@ -340,7 +340,7 @@ class Sequencer:
         query = select(inbox.c.request_id, inbox.c.outcome).where(
             inbox.c.request_id.in_(list(self._forwarded))
         )
-        answers = await self._backend.read(lambda c: c.execute(query).all())
+        answers = await self._backend.read_once(lambda c: c.execute(query).all())
         found = {request_id: outcome for request_id, outcome in answers}
         for request_id, request in list(self._forwarded.items()):
             if request_id not in found:
@@ -370,7 +370,7 @@ class Sequencer:
             return
         renew_in = self._lease_s / 3 - (time.monotonic() - self._renewed_at)
         if renew_in <= 0:
-            await self._backend.write(self._keep_lease)
+            await self._backend.write_once(self._keep_lease)
             await self._prune()
         elif not self._stopping:
             with contextlib.suppress(TimeoutError):
@@ -396,7 +396,7 @@ class Sequencer:
             .order_by(inbox.c.submitted_us)
             .limit(MOST_EVENTS_PER_COMMIT)
         )
-        rows = await self._backend.read(lambda c: c.execute(query).all())
+        rows = await self._backend.read_once(lambda c: c.execute(query).all())
         requests: list[Append] = []
         count = 0
         for request_id, request in rows:
@@ -453,7 +453,7 @@ class Sequencer:
                 _answer_mail(connection, plan, mail)
             return plan, tree
 
-        plan, tree = await self._backend.write(write)
+        plan, tree = await self._backend.write_once(write)
         self._renewed_at = time.monotonic()
         self._tree = tree
         self._remember(plan.versions)
@@ -592,7 +592,7 @@ class Sequencer:
         self._pruned_at = time.monotonic()
         oldest = time.time_ns() // 1000 - int(INBOX_KEPT_S * 1_000_000)
         old = delete(inbox).where(inbox.c.outcome.is_not(None), inbox.c.submitted_us < oldest)
-        await self._backend.write(lambda c: c.execute(old))
+        await self._backend.write_once(lambda c: c.execute(old))
 
 
 def _check_same(event: Prepared, found: tuple[Recorded, Prepared | None]) -> None:

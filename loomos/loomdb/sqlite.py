@@ -66,10 +66,10 @@ class SQLiteBackend(Backend):
 
         return engine
 
-    async def read(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
+    async def read_once(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
         return await self._run(self._reading, self._reader, work)
 
-    async def write(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
+    async def write_once(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
         return await self._run(self._writing, self._writer, work)
 
     async def _run(
@@ -78,11 +78,11 @@ class SQLiteBackend(Backend):
         return await asyncio.get_running_loop().run_in_executor(threads, _transaction, engine, work)
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
-        """As `read`, in this thread."""
+        """As `read_once`, in this thread."""
         return _transaction(self._reader, work)
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
-        """As `write`, in this thread; for a file that nobody else uses."""
+        """As `write_once`, in this thread; for a file that nobody else uses."""
         return _transaction(self._writer, work)
 
     def insert_events(  # noqa: D102
