@@ -10,13 +10,17 @@ from fastapi import FastAPI
 
 from api import problems
 from api.context import Gateway
-from api.routes import cluster, health, jobs
+from api.routes import cluster, health, jobs, ledger
 from api.stream import RecentJobs
 from loomos.client.temporal import connect
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import InvalidInput
+from loomos.loomdb import LoomDB
+from loomos.loomdb.keys import read_policy
+from loomos.loomdb.policies import Policy
+from loomos.provenance import dsse
 from loomos.security.tokens import read_key
-from loomos.settings import Settings, load_settings
+from loomos.settings import LoomDBSettings, Settings, load_settings
 from loomos.storage import open_store
 
 
@@ -32,13 +36,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             )
         client = await connect(chosen.temporal, patience_s=60)
         workflows = WorkflowClient(client, chosen.temporal)
-        app.state.gateway = Gateway(
-            workflows=workflows,
-            store=open_store(chosen.storage),
-            signing_key=read_key(chosen.auth.signing_key_file),
-        )
-        app.state.recent = RecentJobs(workflows)
-        yield
+        async with LoomDB(chosen.loomdb.url, may_lead=False) as db:
+            app.state.gateway = Gateway(
+                workflows=workflows,
+                store=open_store(chosen.storage),
+                signing_key=read_key(chosen.auth.signing_key_file),
+                db=db,
+                policy=_policy(chosen.loomdb),
+                attestation_key=_attestation_key(chosen.loomdb),
+            )
+            app.state.recent = RecentJobs(workflows)
+            yield
 
     app = FastAPI(
         title="LoomOS",
@@ -47,6 +55,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    for routes in (health, jobs, cluster):
+    for routes in (health, jobs, cluster, ledger):
         app.include_router(routes.router)
     return app
+
+
+def _policy(settings: LoomDBSettings) -> Policy:
+    return read_policy(settings.policy_file) if settings.policy_file else Policy()
+
+
+def _attestation_key(settings: LoomDBSettings) -> str:
+    if settings.attestation_key_file is None:
+        return ""
+    return dsse.public_pem(dsse.read_key(settings.attestation_key_file).public_key())

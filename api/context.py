@@ -11,6 +11,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import Forbidden, Unauthenticated
+from loomos.loomdb import LoomDB
+from loomos.loomdb.policies import Policy
 from loomos.security.tokens import Identity, Scope, verify
 from loomos.storage import Store
 
@@ -25,6 +27,12 @@ class Gateway:
     """Artifacts."""
     signing_key: str
     """Verifies tokens."""
+    db: LoomDB
+    """Events and the ledger."""
+    policy: Policy
+    """Whom to trust about the ledger."""
+    attestation_key: str
+    """PEM of the public key that signs provenance; empty without one."""
 
 
 def gateway(request: Request) -> Gateway:

@@ -102,6 +102,16 @@ class LoomDBSettings(_Section):
     attestation_key_file: Path | None = None
     """PEM with the P-256 key that signs provenance statements and model signatures."""
 
+    def origin(self) -> str:
+        """Name of the log that the policy names first; a generic one without a policy."""
+        if self.policy_file is None or not self.policy_file.exists():
+            return "loomos"
+        for line in self.policy_file.read_text(encoding="utf-8").splitlines():
+            words = line.split()
+            if len(words) > 1 and words[0] == "log":
+                return words[1].split("+")[0]
+        return "loomos"
+
 
 class NodeSettings(_Section):
     """What a worker node says of itself."""

@@ -13,8 +13,10 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from activities.control import ControlActivities
 from activities.failures import FailureInterceptor
+from activities.ledger import LedgerActivities
 from loomos.client.temporal import connect
 from loomos.jobs.names import CONTROL_QUEUE
+from loomos.loomdb import LoomDB
 from loomos.runtime import run_process
 from loomos.settings import load_settings
 from workers.build import deployment
@@ -38,6 +40,8 @@ async def main(stop: asyncio.Event) -> None:
     settings = load_settings()
     client = await connect(settings.temporal, patience_s=60)
     control = ControlActivities(settings, client)
+    db = LoomDB(settings.loomdb.url, may_lead=False)
+    ledger = LedgerActivities(settings, db)
     worker = Worker(
         client,
         task_queue=CONTROL_QUEUE,
@@ -47,6 +51,9 @@ async def main(stop: asyncio.Event) -> None:
             control.open_attempt,
             control.noop,
             control.audit_leases,
+            ledger.record_facts,
+            ledger.record_checkpoints,
+            ledger.attest_model,
         ],
         workflow_runner=sandbox(),
         interceptors=[FailureInterceptor()],
@@ -56,7 +63,7 @@ async def main(stop: asyncio.Event) -> None:
         graceful_shutdown_timeout=timedelta(seconds=5),
         max_concurrent_workflow_task_polls=10,
     )
-    async with worker:
+    async with db, worker:
         await stop.wait()
 
 

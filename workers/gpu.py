@@ -7,6 +7,8 @@ Start with `python -m workers.gpu`.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -30,8 +32,11 @@ from loomos.client.temporal import connect
 from loomos.jobs.messages import ClusterState, NodeInfo
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE
 from loomos.lifeline import die_with_parent
+from loomos.provenance.environment import code_sha256, describe_environment
 from loomos.runtime import run_process
 from loomos.settings import NodeSettings, load_settings
+from loomos.storage import Store, open_store
+from loomos.storage.layout import blob_key
 from workers.build import deployment
 
 log = logging.getLogger(__name__)
@@ -40,9 +45,12 @@ REGISTER_INTERVAL_S = 3.0
 """A node that the cluster does not hold says hello so often."""
 
 
-def describe_node(settings: NodeSettings, scratch: Path) -> NodeInfo:
-    """Look at this machine."""
+def describe_node(settings: NodeSettings, store: Store, scratch: Path) -> NodeInfo:
+    """Look at this machine, and put the list of its packages into the store."""
     gpus = _gpus()
+    environment = json.dumps(describe_environment(), sort_keys=True).encode()
+    digest = hashlib.sha256(environment).hexdigest()
+    store.put_if_absent(blob_key(digest), environment)
     return NodeInfo(
         node_id=settings.id,
         incarnation=uuid.uuid4().hex[:8],
@@ -53,6 +61,8 @@ def describe_node(settings: NodeSettings, scratch: Path) -> NodeInfo:
         storage_bytes=shutil.disk_usage(scratch).free,
         gpus=gpus,
         labels=settings.labels,
+        code_sha256=code_sha256(),
+        environment_sha256=digest,
     )
 
 
@@ -105,7 +115,8 @@ async def main(stop: asyncio.Event) -> None:
     host = RankHost()
     warming = asyncio.create_task(host.start())
     client = await connect(settings.temporal, patience_s=60)
-    info = describe_node(settings.node, scratch)
+    store = open_store(settings.storage)
+    info = await asyncio.to_thread(describe_node, settings.node, store, scratch)
     presence = PresenceActivities(scratch)
     train = TrainActivities(settings, host, scratch)
     worker = Worker(

@@ -14,6 +14,7 @@ from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
     from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS
+    from loomos.jobs.facts import AttestModel, RecordCheckpoints, RecordFacts
     from loomos.jobs.messages import (
         AttemptPlan,
         Empty,
@@ -101,6 +102,45 @@ def start_publish(request: PublishRequest, node: NodeInfo) -> ActivityHandle[Mod
         retry_policy=_ONCE,
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=f"publish {request.name}, step {request.step}",
+    )
+
+
+def start_record(request: RecordFacts) -> ActivityHandle[Empty]:
+    """Put facts into the ledger; tried until they are there."""
+    return workflow.start_activity(
+        "record_facts",
+        request,
+        result_type=Empty,
+        start_to_close_timeout=timedelta(minutes=1),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_QUICK,
+        summary=f"record {', '.join(fact.event_type for fact in request.facts)}",
+    )
+
+
+def start_record_checkpoints(request: RecordCheckpoints) -> ActivityHandle[Empty]:
+    """Put the job's new checkpoints into the ledger; tried until they are there."""
+    return workflow.start_activity(
+        "record_checkpoints",
+        request,
+        result_type=Empty,
+        start_to_close_timeout=timedelta(minutes=10),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_QUICK,
+        summary="record checkpoints",
+    )
+
+
+async def attest_model(request: AttestModel) -> None:
+    """Sign the model's provenance and put its publication into the ledger."""
+    await workflow.execute_activity(
+        "attest_model",
+        request,
+        result_type=Empty,
+        start_to_close_timeout=timedelta(minutes=10),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_QUICK,
+        summary=f"attest {request.model.name}@{request.model.version}",
     )
 
 

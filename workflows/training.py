@@ -17,6 +17,7 @@ from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.facts import AttestModel
     from loomos.jobs.messages import (
         AttemptPlan,
         CarriedState,
@@ -40,6 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.states import JobState
     from loomos.quantities import format_duration
     from workflows import calls
+    from workflows.facts import FactBook
     from workflows.gang import GangEnd, GangFailed, run_gang
     from workflows.journal import Journal
 
@@ -60,6 +62,7 @@ class TrainingRun:
         self._job = job
         self._inputs = carried.inputs
         self._journal = Journal(carried, self._rows)
+        self._facts = FactBook(job)
         self._failures = carried.failures
         self._best_step = carried.best_step
         self._priority = carried.priority or job.spec.priority
@@ -76,6 +79,7 @@ class TrainingRun:
         self._model: ModelVersion | None = None
         self._outcome: TrainOutcome | None = None
         self._attempts_opened = 0
+        self._generation = 0
 
     @workflow.run
     async def run(self, job: TrainingRunInput) -> JobResult:
@@ -88,6 +92,7 @@ class TrainingRun:
                 await self._until_resumed()
                 await self._continue_as_new_if_long()
                 await self._recover_from(await self._run_once())
+            await self._attest(self._model)
             self._journal.enter(
                 JobState.COMPLETED, f"published {self._model.name}@{self._model.version}"
             )
@@ -97,7 +102,7 @@ class TrainingRun:
                 model=self._model,
             )
         except BaseException as error:
-            self._end_badly(error)
+            await self._end_badly(error)
             raise
 
     # --- phases ---
@@ -111,8 +116,10 @@ class TrainingRun:
     async def _resolve(self) -> None:
         """Pin inputs to digests, once in the job's life."""
         if self._inputs is None:
+            self._facts.submitted()
             self._journal.enter(JobState.QUEUED, "pinning model and data")
             self._inputs = await calls.resolve_inputs(self._job.spec)
+            self._facts.resolved(self._inputs)
 
     async def _until_resumed(self) -> None:
         if self._paused:
@@ -178,7 +185,9 @@ class TrainingRun:
         nodes = ", ".join(node.node_id for node in lease.nodes)
         self._journal.enter(JobState.STARTING, f"starts on {nodes}")
         plan = await self._open_attempt()
+        self._generation = plan.generation
         first = self._journal.open_attempt(plan, lease)
+        self._facts.leased(lease, plan.generation, first)
         self._note_checkpoint(first)
         assert self._inputs is not None
         handles = [
@@ -199,6 +208,7 @@ class TrainingRun:
         ]
         end = await run_gang(lease, handles, self._why_stop, self._time_left())
         self._journal.close_attempt(end)
+        self._facts.checkpoints()
         return end
 
     async def _open_attempt(self) -> AttemptPlan:
@@ -252,6 +262,11 @@ class TrainingRun:
             )
         return end
 
+    async def _attest(self, model: ModelVersion) -> None:
+        """Let the ledger know everything, then sign what the model was made of."""
+        await self._facts.settle()
+        await calls.attest_model(AttestModel(job_id=self._job.job_id, model=model))
+
     async def _recover_from(self, end: GangEnd | GangFailed) -> None:
         """Decide what follows an attempt: nothing, another one, or failure."""
         self._learn(end)
@@ -277,6 +292,7 @@ class TrainingRun:
                 non_retryable=True,
             )
         self._journal.enter(JobState.RECOVERING, end.reason)
+        self._facts.recovered(end.reason, self._generation)
         if self._failures > 1:
             wait = min(retries.backoff * 2 ** (self._failures - 2), LONGEST_BACKOFF)
             await workflow.sleep(wait)
@@ -327,6 +343,8 @@ class TrainingRun:
         """The gang tells how far it is; at most once a minute."""
         if self._journal.hear(progress):
             self._note_checkpoint(progress.checkpoint_step)
+            if progress.checkpoint_step is not None:
+                self._facts.checkpoints()
 
     @workflow.update
     def pause(self) -> JobStatus:
@@ -418,8 +436,8 @@ class TrainingRun:
             model=self._model,
         )
 
-    def _end_badly(self, error: BaseException) -> None:
-        if isinstance(error, workflow.ContinueAsNewError):
+    async def _end_badly(self, error: BaseException) -> None:
+        if isinstance(error, workflow.ContinueAsNewError) or self._job.spec.algorithm == "noop":
             return
         if is_cancelled_exception(error):
             self._journal.enter(JobState.CANCELLED, "cancelled")
@@ -427,11 +445,16 @@ class TrainingRun:
             self._journal.enter(JobState.FAILED, str(error.cause))
         elif isinstance(error, ApplicationError):
             self._journal.enter(JobState.FAILED, str(error))
+        else:
+            return
+        self._facts.ended(self._journal.state, self._journal.message)
+        await self._facts.settle()
 
     async def _continue_as_new_if_long(self) -> None:
         if not workflow.info().is_continue_as_new_suggested():
             return
         await workflow.wait_condition(workflow.all_handlers_finished)
+        await self._facts.settle()
         workflow.continue_as_new(
             self._job.model_copy(
                 update={

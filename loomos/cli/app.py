@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from loomos.cli import auth, cluster, config, jobs, stack, workers
+from loomos.cli import (
+    auth,
+    cluster,
+    config,
+    events,
+    jobs,
+    ledger,
+    provenance,
+    stack,
+    workers,
+)
 
 app = typer.Typer(
     name="loomos",
@@ -15,6 +25,9 @@ app = typer.Typer(
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(workers.app, name="workers")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(events.app, name="events")
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(provenance.app, name="provenance")
 app.add_typer(config.app, name="config")
 app.add_typer(auth.app, name="auth")
 stack.register(app)

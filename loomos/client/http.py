@@ -21,6 +21,7 @@ import httpx
 from pydantic import BaseModel
 
 from loomos.client.job_spec import JobSpec
+from loomos.client.ledger import LedgerApi
 from loomos.client.models import (
     ArtifactList,
     ClusterResources,
@@ -89,6 +90,7 @@ class LoomOSClient:
             timeout=timeout or settings.cluster.timeout,
             transport=transport,
         )
+        self.ledger = LedgerApi(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -137,7 +139,7 @@ class LoomOSClient:
         """
         body = manifest.job.model_dump(mode="json", exclude_unset=True)
         key = idempotency_key or _fresh_key()
-        return await self._call(
+        return await self.call(
             "POST", "/jobs", Submitted, json=body, headers={"Idempotency-Key": key}
         )
 
@@ -149,7 +151,7 @@ class LoomOSClient:
 
     async def get_job_status(self, job_id: str) -> JobDetail:
         """Everything about a job."""
-        return await self._call("GET", f"/jobs/{job_id}", JobDetail)
+        return await self.call("GET", f"/jobs/{job_id}", JobDetail)
 
     async def list_jobs(
         self,
@@ -168,29 +170,29 @@ class LoomOSClient:
         for name, value in (("owner", owner), ("project", project), ("cursor", cursor)):
             if value is not None:
                 query.append((name, value))
-        return await self._call("GET", "/jobs", JobPage, params=query)
+        return await self.call("GET", "/jobs", JobPage, params=query)
 
     async def cancel_job(self, job_id: str) -> JobDetail:
         """Stop a job for good."""
-        return await self._call("POST", f"/jobs/{job_id}/cancel", JobDetail)
+        return await self.call("POST", f"/jobs/{job_id}/cancel", JobDetail)
 
     async def pause_job(self, job_id: str) -> JobDetail:
         """Checkpoint a job and give its nodes back."""
-        return await self._call("POST", f"/jobs/{job_id}/pause", JobDetail)
+        return await self.call("POST", f"/jobs/{job_id}/pause", JobDetail)
 
     async def resume_job(self, job_id: str) -> JobDetail:
         """Let a paused job go on."""
-        return await self._call("POST", f"/jobs/{job_id}/resume", JobDetail)
+        return await self.call("POST", f"/jobs/{job_id}/resume", JobDetail)
 
     async def restart_job(self, job_id: str, *, from_scratch: bool = False) -> JobDetail:
         """Start a new attempt, or run a job again that has ended."""
         body = {"from_scratch": from_scratch}
-        return await self._call("POST", f"/jobs/{job_id}/restart", JobDetail, json=body)
+        return await self.call("POST", f"/jobs/{job_id}/restart", JobDetail, json=body)
 
     async def migrate_job(self, job_id: str, nodes: Sequence[str]) -> JobDetail:
         """Move a job to other nodes while it runs."""
         body = {"nodes": list(nodes)}
-        return await self._call("POST", f"/jobs/{job_id}/migrate", JobDetail, json=body)
+        return await self.call("POST", f"/jobs/{job_id}/migrate", JobDetail, json=body)
 
     async def change_job(
         self,
@@ -205,40 +207,40 @@ class LoomOSClient:
             body["priority"] = priority
         if labels is not None:
             body["labels"] = dict(labels)
-        return await self._call("PUT", f"/jobs/{job_id}", JobDetail, json=body)
+        return await self.call("PUT", f"/jobs/{job_id}", JobDetail, json=body)
 
     async def delete_job(self, job_id: str) -> None:
         """Forget a job that has ended."""
-        await self._request("DELETE", f"/jobs/{job_id}")
+        await self.request("DELETE", f"/jobs/{job_id}")
 
     async def stream_job_status(self, job_id: str) -> AsyncIterator[JobDetail]:
         """The job each time it changes, until it has ended."""
-        async for kind, data in self._stream(f"/jobs/{job_id}/events"):
+        async for kind, data in self.stream(f"/jobs/{job_id}/events"):
             if kind == "job":
                 yield JobDetail.model_validate({"spec": {}, **data})
 
     async def stream_job_events(self, job_id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Everything that happens to a job as (kind, content), until it has ended."""
-        async for kind, data in self._stream(f"/jobs/{job_id}/events"):
+        async for kind, data in self.stream(f"/jobs/{job_id}/events"):
             yield kind, data
 
     async def get_job_metrics(self, job_id: str, *, after: str = "") -> Records:
         """Metrics; give `next_cursor` as `after` for those that came later."""
-        return await self._call("GET", f"/jobs/{job_id}/metrics", Records, params={"after": after})
+        return await self.call("GET", f"/jobs/{job_id}/metrics", Records, params={"after": after})
 
     async def get_job_logs(self, job_id: str, *, after: str = "") -> Records:
         """Log lines; give `next_cursor` as `after` for those that came later."""
-        return await self._call("GET", f"/jobs/{job_id}/logs", Records, params={"after": after})
+        return await self.call("GET", f"/jobs/{job_id}/logs", Records, params={"after": after})
 
     async def stream_job_logs(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
         """Log lines as they are written, until the job has ended."""
-        async for kind, data in self._stream(f"/jobs/{job_id}/logs", {"follow": "true"}):
+        async for kind, data in self.stream(f"/jobs/{job_id}/logs", {"follow": "true"}):
             if kind == "log":
                 yield data
 
     async def list_artifacts(self, job_id: str) -> ArtifactList:
         """Files of the model that a job published."""
-        return await self._call("GET", f"/jobs/{job_id}/artifacts", ArtifactList)
+        return await self.call("GET", f"/jobs/{job_id}/artifacts", ArtifactList)
 
     async def download_job_artifact(
         self, job_id: str, artifact_type: str = "trained_model", local_path: str | Path = "."
@@ -267,22 +269,28 @@ class LoomOSClient:
             raise NotFound(f"job {job_id} has no artifact {artifact_type!r}; known: {known}")
         root = Path(local_path)
         for artifact in wanted:
-            await self._download(job_id, artifact.path, artifact.sha256, root / artifact.path)
+            path = f"/jobs/{job_id}/artifacts/{artifact.path}"
+            await self.download(path, artifact.sha256, root / artifact.path)
         return root if len(wanted) > 1 else root / wanted[0].path
 
-    async def _download(self, job_id: str, name: str, sha256: str, target: Path) -> None:
+    async def download(self, path: str, sha256: str, target: Path) -> None:
+        """Write what the gateway has at `path` into a file, once its SHA-256 has been checked.
+
+        Raises:
+            Unavailable: it arrived damaged, or not at all.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         digest = hashlib.sha256()
         try:
-            async with self._http.stream("GET", f"{API}/jobs/{job_id}/artifacts/{name}") as answer:
+            async with self._http.stream("GET", API + path) as answer:
                 await _raise_for(answer)
                 with partial.open("wb") as file:
                     async for piece in answer.aiter_bytes():
                         digest.update(piece)
                         file.write(piece)
             if digest.hexdigest() != sha256:
-                raise Unavailable(f"{name} arrived damaged; download it again")
+                raise Unavailable(f"{target.name} arrived damaged; download it again")
             partial.replace(target)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
@@ -293,39 +301,40 @@ class LoomOSClient:
 
     async def get_cluster_status(self) -> ClusterStatus:
         """Nodes, leases and the queue."""
-        return await self._call("GET", "/cluster/status", ClusterStatus)
+        return await self.call("GET", "/cluster/status", ClusterStatus)
 
     async def get_available_resources(self) -> ClusterResources:
         """What the ready nodes have, and what of it is in use."""
-        return await self._call("GET", "/cluster/resources", ClusterResources)
+        return await self.call("GET", "/cluster/resources", ClusterResources)
 
     async def list_workers(self) -> WorkerList:
         """Every worker node."""
-        return await self._call("GET", "/workers", WorkerList)
+        return await self.call("GET", "/workers", WorkerList)
 
     async def get_worker(self, node_id: str) -> WorkerDetail:
         """A worker node with its load."""
-        return await self._call("GET", f"/workers/{node_id}", WorkerDetail)
+        return await self.call("GET", f"/workers/{node_id}", WorkerDetail)
 
     async def drain_worker(self, node_id: str) -> WorkerDetail:
         """Move away what runs on a node, then give it nothing new."""
-        return await self._call("POST", f"/workers/{node_id}/drain", WorkerDetail)
+        return await self.call("POST", f"/workers/{node_id}/drain", WorkerDetail)
 
     async def cordon_worker(self, node_id: str) -> WorkerDetail:
         """Give a node nothing new."""
-        return await self._call("POST", f"/workers/{node_id}/cordon", WorkerDetail)
+        return await self.call("POST", f"/workers/{node_id}/cordon", WorkerDetail)
 
     async def uncordon_worker(self, node_id: str) -> WorkerDetail:
         """Let a node take work again."""
-        return await self._call("POST", f"/workers/{node_id}/uncordon", WorkerDetail)
+        return await self.call("POST", f"/workers/{node_id}/uncordon", WorkerDetail)
 
-    # --- inside ---
+    # --- requests ---
 
-    async def _call(self, method: str, path: str, model: type[ModelT], **options: Any) -> ModelT:
-        response = await self._request(method, path, **options)
+    async def call(self, method: str, path: str, model: type[ModelT], **options: Any) -> ModelT:
+        """Send a request to a path of the API and read the answer as `model`."""
+        response = await self.request(method, path, **options)
         return model.model_validate_json(response.content)
 
-    async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request, again while the gateway is away and sending twice does no harm."""
         safe = method == "GET" or "Idempotency-Key" in options.get("headers", {})
         attempt = 0
@@ -351,9 +360,7 @@ class LoomOSClient:
             f"or set cluster.endpoint"
         )
 
-    async def _stream(
-        self, path: str, params: Mapping[str, str] | None = None
-    ) -> AsyncIterator[tuple[str, Any]]:
+    async def stream(self, path: str, params: Any = None) -> AsyncIterator[tuple[str, Any]]:
         """Server-sent events, going on after a cut connection, until the stream's own end."""
         last_id: str | None = None
         failures = 0

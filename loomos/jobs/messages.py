@@ -99,6 +99,10 @@ class NodeInfo(Message):
     """Name of each GPU."""
     labels: dict[str, str] = {}
     """Free key/value pairs."""
+    code_sha256: str = ""
+    """Digest of its LoomOS's source files."""
+    environment_sha256: str = ""
+    """Digest of its list of packages, which is a blob in the store."""
 
     @property
     def task_queue(self) -> str:

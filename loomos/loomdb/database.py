@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 
 from loomos.errors import InvalidInput, NotFound
 from loomos.loomdb import projections
@@ -334,6 +334,12 @@ class LoomDB:
         await self.open()
         return await self._backend.read(_size)
 
+    async def is_sequenced(self) -> bool:
+        """Whether some process holds the lease now."""
+        await self.open()
+        query = text(f"SELECT lease_until_us > {self._backend.now_us} FROM head")
+        return bool(await self._backend.read(lambda c: c.execute(query).scalar()))
+
     async def stream_version(self, stream: str) -> int:
         """How many events a stream has; what `expected_version` compares with."""
         found = await self.query_events(stream=stream, limit=1, newest_first=True)
@@ -345,7 +351,7 @@ class LoomDB:
         *,
         after: int = -1,
         stream: str | None = None,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Events as they come: first those there are, then new ones; none twice, none left out.
 
         Args:

@@ -58,6 +58,13 @@ def make_members(state: StateDir, ports: dict[str, int], nodes: int) -> list[Mem
         _temporal(state, ports),
         _s3(state, ports),
         Member(
+            name="ledger",
+            url=settings["loomdb"]["url"],
+            command=_python("workers.ledger"),
+            check=_ledger_is_led(gateway, token),
+            environment=environment,
+        ),
+        Member(
             name="gateway",
             url=gateway,
             command=[
@@ -198,6 +205,18 @@ def _answers(url: str, *, any_status: bool = False) -> Check:
     async def check(client: httpx.AsyncClient) -> bool:
         response = await client.get(url)
         return any_status or response.is_success
+
+    return check
+
+
+def _ledger_is_led(gateway: str, token: str) -> Check:
+    """Ask the gateway whether somebody sequences."""
+
+    async def check(client: httpx.AsyncClient) -> bool:
+        response = await client.get(
+            f"{gateway}/api/v1/ledger", headers={"Authorization": f"Bearer {token}"}
+        )
+        return response.is_success and bool(response.json()["is_sequenced"])
 
     return check
 

@@ -13,6 +13,10 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
+from loomos.loomdb.keys import read_signer, write_secret
+from loomos.loomdb.notes import SignerKey
+from loomos.loomdb.policies import Policy
+from loomos.provenance.dsse import make_key as make_attestation_key
 from loomos.security.tokens import make_key, mint
 from loomos.settings import STACK_FILE
 
@@ -103,6 +107,30 @@ class StateDir:
             identity = {"name": "loomos", "credentials": [credentials], "actions": actions}
             self.s3_config_file.write_text(json.dumps({"identities": [identity]}))
 
+        if not self.log_key_file.exists():
+            name = f"{socket.gethostname().lower()}/{secrets.token_hex(4)}"
+            write_secret(self.log_key_file, SignerKey.generate(name).encode())
+        if not self.attestation_key_file.exists():
+            write_secret(self.attestation_key_file, make_attestation_key())
+        if not self.policy_file.exists():
+            policy = Policy.for_log(read_signer(self.log_key_file).verifier)
+            self.policy_file.write_text(policy.encode())
+
+    @property
+    def log_key_file(self) -> Path:
+        """Key that signs the ledger's checkpoints."""
+        return self.root / "secrets" / "ledger.key"
+
+    @property
+    def attestation_key_file(self) -> Path:
+        """Key that signs provenance statements and models."""
+        return self.root / "secrets" / "attestation.pem"
+
+    @property
+    def policy_file(self) -> Path:
+        """Whom the ledger's readers trust: its public key; add witnesses here."""
+        return self.root / "ledger.policy"
+
     @property
     def signing_key_file(self) -> Path:
         """Key that signs tokens."""
@@ -157,6 +185,12 @@ class StateDir:
             "auth": {
                 "token_file": str(self.token_file),
                 "signing_key_file": str(self.signing_key_file),
+            },
+            "loomdb": {
+                "url": f"sqlite:///{self.root / 'loomdb.db'}",
+                "log_key_file": str(self.log_key_file),
+                "policy_file": str(self.policy_file),
+                "attestation_key_file": str(self.attestation_key_file),
             },
             "temporal": {
                 "address": f"127.0.0.1:{ports['temporal']}",

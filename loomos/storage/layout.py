@@ -3,12 +3,14 @@
     jobs/<job>/checkpoints/g<generation>/fence.json          which older checkpoints count
     jobs/<job>/checkpoints/g<generation>/s<step>/manifest.json   written last: it exists or not
     jobs/<job>/checkpoints/g<generation>/s<step>/<shard>
+    jobs/<job>/retired/g<generation>/s<step>.json        manifest of a checkpoint since deleted
     jobs/<job>/gangs/g<generation>.json                      rendezvous endpoint of a gang
     jobs/<job>/metrics/g<generation>/r<rank>/<first step>.jsonl
     jobs/<job>/logs/g<generation>/n<node rank>/<sequence>.jsonl
     jobs/<job>/events/g<generation>/<sequence>.jsonl
     blobs/<sha256>                                           content-addressed inputs
     models/<name>/<version>/...                              published versions; manifest.json last
+    attestations/<name>/<version>/...                        what LoomOS signed about a version
 
 Numbers are zero-padded, so that key order is number order.
 """
@@ -43,6 +45,28 @@ def checkpoint_prefix(job_id: str, generation: int, step: int) -> str:
     return f"{generation_prefix(job_id, generation)}s{step:010d}/"
 
 
+def retired_prefix(job_id: str) -> str:
+    """Manifests of deleted checkpoints of a job."""
+    return f"jobs/{job_id}/retired/"
+
+
+def retired_key(job_id: str, generation: int, step: int) -> str:
+    """Where a checkpoint's manifest goes before the checkpoint is deleted."""
+    return f"{retired_prefix(job_id)}g{generation:06d}/s{step:010d}.json"
+
+
+def parse_retired(key: str) -> tuple[int, int] | None:
+    """(generation, step) of a retired manifest's key; None for any other key."""
+    match = _RETIRED.search(key)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def attestation_key(name: str, version: str, file: str) -> str:
+    """Something that LoomOS signed about a model version."""
+    return f"attestations/{name}/{version}/{file}"
+
+
+_RETIRED = re.compile(r"retired/g(\d{6,})/s(\d{10,})\.json$")
 _CHECKPOINT = re.compile(r"g(\d{6,})/s(\d{10,})/manifest\.json$")
 _FENCE = re.compile(r"g(\d{6,})/fence\.json$")
 

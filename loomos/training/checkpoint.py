@@ -32,6 +32,7 @@ from loomos.storage.layout import (
     checkpoints_prefix,
     parse_checkpoint_manifest,
     parse_fence,
+    retired_key,
 )
 from loomos.training.fences import is_fenced, read_fence
 from loomos.training.shards import (
@@ -201,6 +202,10 @@ class Checkpointer:
             and owner not in kept
             and owner < newest
         ]
+        for key in doomed:
+            if (ref := parse_checkpoint_manifest(key)) is not None:
+                # The ledger may not know of it yet; its manifest says all that it needs.
+                self.store.put(retired_key(self.job_id, *ref), self.store.get(key))
         self.store.delete(sorted(doomed, key=lambda key: not key.endswith(MANIFEST)))
 
     def _best(self, committed: list[tuple[int, int]]) -> set[tuple[int, int]]:

@@ -1,0 +1,47 @@
+"""What workflows let the ledger know. A fact has a key: a retry records nothing twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from loomos.jobs.messages import Message, ModelVersion
+
+
+class Fact(Message):
+    """Something that happened to a job."""
+
+    event_type: str
+    """What; a `loomos.loomdb.EventType`."""
+    key: str
+    """Unique within the job; the event's id is made of it."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """What is known of it. Nothing personal."""
+    person: str | None = None
+    """Who did it, if a person did."""
+
+
+class RecordFacts(Message):
+    """Facts of one job for the ledger."""
+
+    job_id: str
+    """Whose."""
+    facts: list[Fact]
+    """In their order."""
+
+
+class RecordCheckpoints(Message):
+    """Let the ledger know of the job's checkpoints that it does not know yet."""
+
+    job_id: str
+    """Whose."""
+
+
+class AttestModel(Message):
+    """Sign and record what a job published."""
+
+    job_id: str
+    """Whose."""
+    model: ModelVersion
+    """What."""
