@@ -1,7 +1,8 @@
 """The main job on real parts: train on two nodes, kill -9 one of them midway, watch it recover.
 
-Run by `make demo`. Ends with exit code 0 only if the run recovered from a checkpoint, the loss
-fell, and the published model could be loaded and sampled.
+The process of the ledger is killed too. Run by `make demo`. Ends with exit code 0 only if the run
+recovered from a checkpoint, the loss fell, the published model could be loaded and sampled, and
+its lineage verifies.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 MANIFEST = Path(__file__).with_name("job.yaml")
 STEPS = 200
 KILL_AT_STEP = 70
-VICTIM = "node-2"
+VICTIMS = ("node-2", "ledger")
+"""A machine that trains, and the process that writes down what happened."""
 PROMPT = "def "
 
 console = Console(markup=False, highlight=False)
@@ -51,13 +53,13 @@ async def train(stack: StateDir) -> JobDetail:
     async with LoomOSClient() as client:
         submitted = await client.submit_job_from_manifest(manifest)
         console.print(f"job {submitted.job_id}\n{submitted.temporal_url}")
-        console.rule(f"3. train; at step {KILL_AT_STEP} {VICTIM} gets kill -9")
+        console.rule(f"3. train; at step {KILL_AT_STEP} {' and the '.join(VICTIMS)} get kill -9")
         await follow(client, submitted.job_id, stack)
         return await client.get_job_status(submitted.job_id)
 
 
 async def follow(client: LoomOSClient, job_id: str, stack: StateDir) -> None:
-    """Show progress until the job has ended; kill the victim once on the way."""
+    """Show progress until the job has ended; kill the victims once on the way."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -80,7 +82,8 @@ async def follow(client: LoomOSClient, job_id: str, stack: StateDir) -> None:
             progress.update(bar, completed=training["step"], description=data["state"], facts=facts)
             if killed_at is None and training["step"] >= KILL_AT_STEP:
                 killed_at = time.time()
-                kill(stack, VICTIM)
+                for victim in VICTIMS:
+                    kill(stack, victim)
 
 
 def kill(stack: StateDir, member: str) -> None:
@@ -146,6 +149,24 @@ async def sample(job: JobDetail) -> None:
     console.print(f"  {job.model}\n  {done.stdout.strip()}")
 
 
+def prove(job: JobDetail) -> list[str]:
+    """Print where the model comes from, then check it offline from its bytes up."""
+    console.rule("6. where the model comes from, provably")
+    folder = ROOT / STATE_DIR / "demo" / f"{job.job_id}-provenance"
+    for arguments in (
+        ["show", str(job.model)],
+        ["export", str(job.model), str(folder)],
+        ["verify", str(folder)],
+    ):
+        console.print(f"  $ loomos provenance {' '.join(arguments)}", style="bold")
+        done = subprocess.run(
+            [sys.executable, "-m", "loomos", "provenance", *arguments], check=False, cwd=ROOT
+        )
+        if done.returncode:
+            return [f"`loomos provenance {arguments[0]}` failed"]
+    return []
+
+
 def main() -> int:
     """Run the demo; returns the exit code."""
     began = time.monotonic()
@@ -153,6 +174,7 @@ def main() -> int:
     wrong = asyncio.run(judge(job))
     if job.state == "completed":
         asyncio.run(sample(job))
+        wrong += prove(job)
     console.rule("done" if not wrong else "failed")
     console.print(
         f"{time.monotonic() - began:.0f} s. Temporal's page of the run:\n{job.temporal_url}"

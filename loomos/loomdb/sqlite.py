@@ -20,9 +20,9 @@ from loomos.loomdb.backend import Backend, Bell, EventRow, T, original
 
 BUSY_TIMEOUT_S = 30.0
 READERS = 4
-FAST_WATCH_S, SLOW_WATCH_S = 0.005, 0.1
+FAST_WATCH_S, SLOW_WATCH_S = 0.005, 0.025
 """How often a process looks for commits of others: while there are some, and when idle."""
-QUIET_LOOKS = 200
+QUIET_LOOKS = 20
 """Looks without news after which it looks slowly."""
 
 
