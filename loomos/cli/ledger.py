@@ -111,8 +111,9 @@ def verify(
 ) -> None:
     """Check offline that an entry is in the log."""
     from loomos.loomdb.bundles import ProofBundle
+    from loomos.loomdb.notes import decode_text
 
-    bundle = ProofBundle.parse(_read(proof).decode(errors="replace"))
+    bundle = ProofBundle.parse(decode_text(_read(proof), str(proof)))
     content = _read(entry or proof.with_suffix(".json"))
     checkpoint = bundle.verify(content, _policy(policy, key))
     print(f"verified: entry {bundle.index} of {checkpoint.size} in {checkpoint.origin}")
@@ -265,9 +266,9 @@ def _policy(path: Path | None, key: str | None) -> Policy:
 
 
 def _anchor(path: Path, policy: Policy) -> Checkpoint:
-    from loomos.loomdb.notes import Note
+    from loomos.loomdb.notes import Note, decode_text
 
-    return policy.verify(Note.parse(_read(path).decode(errors="replace")))
+    return policy.verify(Note.parse(decode_text(_read(path), str(path))))
 
 
 def _read(path: Path) -> bytes:

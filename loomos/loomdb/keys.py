@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from loomos.errors import InvalidInput
-from loomos.loomdb.notes import SignerKey
+from loomos.loomdb.notes import SignerKey, decode_text
 from loomos.loomdb.policies import Policy
 
 
@@ -47,6 +47,6 @@ def write_secret(path: Path, content: str) -> None:
 
 def _read(path: Path, what: str) -> str:
     try:
-        return path.expanduser().read_text(encoding="utf-8")
+        return decode_text(path.expanduser().read_bytes(), f"{what} {path}")
     except OSError as error:
         raise InvalidInput(f"{what} {path} cannot be read: {error.strerror}") from None

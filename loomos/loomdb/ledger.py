@@ -23,7 +23,7 @@ from loomos.loomdb.backend import Backend, wait_for_ring
 from loomos.loomdb.bundles import ProofBundle
 from loomos.loomdb.checkpoints import Checkpoint, open_checkpoint
 from loomos.loomdb.errors import HistoryChanged, LedgerUnavailable
-from loomos.loomdb.notes import Note, Signature, SignerKey, VerifierKey
+from loomos.loomdb.notes import Note, Signature, SignerKey, VerifierKey, decode_text
 from loomos.loomdb.policies import Policy
 from loomos.loomdb.schema import checkpoints, cosignatures, events, head
 from loomos.loomdb.sequencer import Sequencer
@@ -48,7 +48,8 @@ class SignerMemory:
         """
         if not self._path.exists():
             return None
-        return open_checkpoint(self._path.read_text(encoding="utf-8"), key.verifier)[0]
+        content = decode_text(self._path.read_bytes(), str(self._path))
+        return open_checkpoint(content, key.verifier)[0]
 
     def remember(self, note: Note) -> None:
         """Write it down, durably, before anyone sees it."""

@@ -302,6 +302,18 @@ def decode_base64(text: str) -> bytes:
     return value
 
 
+def decode_text(content: bytes, what: str) -> str:
+    """UTF-8.
+
+    Raises:
+        FormatInvalid: it is not, naming `what`.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise FormatInvalid(f"{what} is not UTF-8 text") from None
+
+
 def _split_key(text: str) -> tuple[str, bytes, KeyType, bytes]:
     parts = text.strip().split("+", 2)
     if len(parts) != 3 or not is_key_name(parts[0]) or len(parts[1]) != 8:

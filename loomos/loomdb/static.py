@@ -16,8 +16,8 @@ from loomos.errors import InvalidInput
 from loomos.loomdb.audit import AuditReport
 from loomos.loomdb.checkpoints import Checkpoint
 from loomos.loomdb.errors import FormatInvalid, VerificationFailed
-from loomos.loomdb.merkle import HASH_BYTES, TILE_WIDTH, Tree, leaf_hash
-from loomos.loomdb.notes import Note
+from loomos.loomdb.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, Tree, leaf_hash
+from loomos.loomdb.notes import Note, decode_text
 from loomos.loomdb.policies import Policy
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ async def export_folder(db: LoomDB, folder: Path, progress: Progress) -> int:
         progress(start + width, size)
     for level, hashes in enumerate(tree.edge):
         if hashes:
-            place = size >> (8 * (level + 1))
+            place = size >> (TILE_HEIGHT * (level + 1))
             path = tile_path(str(level), place, len(hashes))
             _write(folder / path, b"".join(hashes))
     _write(folder / "checkpoint", note.encode().encode())
@@ -78,7 +78,7 @@ def audit_folder(
         InvalidInput: the folder holds no log.
     """
     try:
-        note = Note.parse((folder / "checkpoint").read_text(encoding="utf-8"))
+        note = Note.parse(decode_text((folder / "checkpoint").read_bytes(), "the checkpoint"))
         claimed = Checkpoint.parse_text(note.text)
     except OSError as error:
         raise InvalidInput(f"{folder} holds no checkpoint: {error.strerror}") from None
@@ -98,18 +98,13 @@ def audit_folder(
                 _compare_root(what, known, root, report)
         tree, full = tree.append(leaves)
         for upper in full:
-            if (
-                upper.level
-                and _read(folder / tile_path(str(upper.level), upper.place)) != upper.hashes
-            ):
-                span = TILE_WIDTH ** (upper.level + 1)
-                report.add(
-                    "tile",
-                    upper.place * span,
-                    (upper.place + 1) * span - 1,
-                    f"tile {upper.level}/{upper.place} differs from the entries",
-                )
+            if upper.level:
+                _compare_upper(folder, upper.level, upper.place, upper.hashes, report)
         progress(tree.size, claimed.size)
+    for level, hashes in enumerate(tree.edge):
+        if level and hashes and tree.size == claimed.size:
+            place = tree.size >> (TILE_HEIGHT * (level + 1))
+            _compare_upper(folder, level, place, b"".join(hashes), report)
     for what, known in roots:
         if known.size > tree.size:
             report.add(
@@ -168,6 +163,16 @@ def _compare_tile(folder: Path, tile: int, leaves: list[bytes], report: AuditRep
             report.add(
                 "event", first + i, first + i, f"entry {first + i} differs from its hash in {path}"
             )
+
+
+def _compare_upper(
+    folder: Path, level: int, place: int, hashes: bytes, report: AuditReport
+) -> None:
+    path = tile_path(str(level), place, len(hashes) // HASH_BYTES)
+    if _read(folder / path) != hashes:
+        span = TILE_WIDTH ** (level + 1)
+        message = f"{path} differs from the entries"
+        report.add("tile", place * span, (place + 1) * span - 1, message)
 
 
 def _pack(entries: Sequence[bytes]) -> bytes:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from loomos.errors import InvalidInput
 from loomos.loomdb.errors import VerificationFailed
+from loomos.loomdb.notes import decode_text
 from loomos.loomdb.policies import Policy
 from loomos.provenance.attestation import (
     BOM_FILE,
@@ -60,7 +61,7 @@ def read(folder: Path) -> Lineage:
         VerificationFailed: it is malformed.
     """
     try:
-        text = (folder / LINEAGE_FILE).read_text(encoding="utf-8")
+        text = decode_text((folder / LINEAGE_FILE).read_bytes(), LINEAGE_FILE)
     except OSError as error:
         raise InvalidInput(
             f"{folder} holds no {LINEAGE_FILE} ({error.strerror}); `loomos provenance export` "
@@ -117,7 +118,7 @@ def _attestation(folder: Path, name: str, lineage: Lineage) -> str:
         raise VerificationFailed(f"{name} cannot be read: {error.strerror}") from None
     if hashlib.sha256(content).hexdigest() != attestations_of(lineage).get(name):
         raise VerificationFailed(f"{name} is not the one that the ledger names")
-    return content.decode()
+    return decode_text(content, name)
 
 
 def _check_files(folder: Path, files: dict[str, str]) -> None:

@@ -36,7 +36,7 @@ def create_app(witness: Witness) -> FastAPI:
             old_size, proof, note = decode_request(body)
             signatures = await asyncio.to_thread(witness.add_checkpoint, old_size, proof, note)
         except StaleSize as stale:
-            return Response(f"{stale.size}\n", 409, media_type="text/x.tlog.size")
+            return Response(f"{stale.size}\n", 409, headers={"Content-Type": "text/x.tlog.size"})
         except tuple(STATUS) as error:
             return _text(str(error), STATUS[type(error)])
         return _text("".join(signature.line() for signature in signatures), 200)
