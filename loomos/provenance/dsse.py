@@ -68,11 +68,13 @@ def open_envelope(text: str, key: ec.EllipticCurvePublicKey) -> dict[str, Any]:
 
 
 def key_id(key: ec.EllipticCurvePublicKey) -> str:
-    """SHA-256 of the public key's DER, in hex."""
-    der = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(der).hexdigest()
+    """The id that TUF and in-toto tools give this key (securesystemslib's default).
+
+    SHA-256 over OLPC canonical JSON of type, scheme and PEM, in which newlines stand as they are.
+    """
+    pem = public_pem(key)
+    text = f'{{"keytype":"ecdsa","keyval":{{"public":"{pem}"}},"scheme":"ecdsa-sha2-nistp256"}}'
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> str:

@@ -17,6 +17,7 @@ import sys
 import time
 from asyncio.subprocess import Process
 from pathlib import Path
+from typing import TextIO
 
 import httpx
 
@@ -31,6 +32,7 @@ LONGEST_BACKOFF_S = 5.0
 STABLE_S = 20.0
 """A member that has run for so long starts again without delay."""
 STOP_TIMEOUT_S = 10.0
+LOCK_PATIENCE_S = 1.0
 FAST_POLL_S, SLOW_POLL_S = 0.3, 3.0
 
 _PR_SET_PDEATHSIG = 1
@@ -148,11 +150,19 @@ async def supervise(folder: StateDir, nodes: int, stop: asyncio.Event) -> None:
     write()
 
 
+def take_lock(folder: StateDir) -> TextIO | None:
+    """The folder's lock. Who only looks whether it is taken holds it for an instant."""
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while (lock := folder.lock()) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return lock
+
+
 async def main(stop: asyncio.Event) -> None:
     """Be the supervisor of the folder named on the command line."""
     folder = StateDir(Path(sys.argv[1]))
     folder.prepare()
-    lock = folder.lock()
+    lock = await asyncio.to_thread(take_lock, folder)
     if lock is None:
         log.error("another supervisor runs in %s", folder.root)
         return
