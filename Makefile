@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint test test-all demo bench up down openapi
+.PHONY: help postgres setup check lint test test-all demo bench up down openapi
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,16 +25,21 @@ lint: $(STAMP) ## format, lint, types, import rules; changes nothing
 
 check: lint ## what pre-commit runs
 
-test: $(STAMP) lint ## lint, and all tests but the longest
+postgres: ## install Debian's PostgreSQL, which the tests start themselves, if there is none
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	{ test "$$(id -u)" = 0 || { echo "install PostgreSQL: apt-get install postgresql" >&2; exit 2; }; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; }
+
+test: $(STAMP) postgres lint ## lint, and all tests but the longest
 	$(BIN)/python -m pytest -q
 
-test-all: $(STAMP) lint ## every test, the whole kill matrix included
+test-all: $(STAMP) postgres lint ## every test, the whole kill matrix included
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 demo: $(STAMP) ## train a small model, kill a worker on the way, sample from what comes out
 	$(BIN)/python examples/demo/run.py
 
-bench: $(STAMP) ## measure against peers; prints ratios
+bench: $(STAMP) postgres ## measure against peers; prints ratios
 	$(BIN)/python -m benchmarks.run
 
 up: $(STAMP) ## start the stack

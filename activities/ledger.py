@@ -39,7 +39,16 @@ class LedgerActivities:
     """Activities of the control worker that write to the ledger."""
 
     def __init__(self, settings: Settings, db: LoomDB) -> None:
+        """Raises `InvalidInput` without a key: better now than when a model is finished."""
         self._settings, self._db = settings, db
+        key_file = settings.loomdb.attestation_key_file
+        if key_file is None:
+            raise InvalidInput(
+                "the control worker needs loomdb.attestation_key_file "
+                "(LOOMOS_LOOMDB__ATTESTATION_KEY_FILE) to sign what is published: a PEM of a "
+                "P-256 key"
+            )
+        self._key = read_key(key_file)
 
     @activity.defn
     async def record_facts(self, request: RecordFacts) -> Empty:
@@ -78,16 +87,9 @@ class LedgerActivities:
         await self._record_checkpoints(request.job_id)
         stream = stream_of(request.job_id)
         facts = await self._db.query_events(stream=stream, limit=MOST_FACTS)
-        key_file = self._settings.loomdb.attestation_key_file
-        if key_file is None:
-            raise InvalidInput(
-                "the control worker needs loomdb.attestation_key_file "
-                "(LOOMOS_LOOMDB__ATTESTATION_KEY_FILE) to sign what was published"
-            )
-        key = read_key(key_file)
         store = open_store(self._settings.storage)
         fact = await in_thread(
-            lambda say: _attest(store, request, facts, self._settings.loomdb.origin(), key)
+            lambda say: _attest(store, request, facts, self._settings.loomdb.origin(), self._key)
         )
         await self._db.append(stream, [_new_event(request.job_id, fact)], CONTROL)
         return Empty()

@@ -6,21 +6,26 @@ import asyncio
 import json
 import sys
 import tempfile
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
 from loomos.runtime import leave
 from tests.stack import running_stack
 
-BENCHMARKS = ("throughput", "checkpoint_stall", "recovery", "submission")
+BENCHMARKS = ("throughput", "checkpoint_stall", "recovery", "submission", "ledger")
 
 
 def main() -> int:
-    """Run against one fresh stack; prints one JSON line per benchmark."""
+    """Run them, on one fresh stack if one is needed; prints one JSON line per benchmark."""
     names = sys.argv[1:] or BENCHMARKS
-    with tempfile.TemporaryDirectory() as folder, running_stack(Path(folder) / "stack") as stack:
-        for name in names:
-            module = import_module(f"benchmarks.{name}")
+    modules = [import_module(f"benchmarks.{name}") for name in names]
+    with ExitStack() as held:
+        stack = None
+        if any(getattr(module, "NEEDS_STACK", True) for module in modules):
+            folder = held.enter_context(tempfile.TemporaryDirectory())
+            stack = held.enter_context(running_stack(Path(folder) / "stack"))
+        for name, module in zip(names, modules, strict=True):
             result = asyncio.run(module.measure(stack))
             print(json.dumps({"benchmark": name, **result}), flush=True)
     return 0

@@ -6,7 +6,8 @@ import asyncio
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from loomos.errors import InvalidInput, LoomOSError
 from loomos.loomdb.errors import EventIdReused, LedgerFull, LedgerUnavailable, WrongVersion
@@ -18,8 +19,7 @@ _ERRORS: dict[str, type[LoomOSError]] = {
 }
 
 
-@dataclass(frozen=True)
-class Recorded:
+class Recorded(NamedTuple):
     """Where an event came to stand."""
 
     event_id: str
@@ -49,7 +49,7 @@ class Append:
 
     def doubt(self) -> None:
         """Nobody knows whether it was committed: from now on look before writing."""
-        self.events = [replace(event, is_fresh=False) for event in self.events]
+        self.events = [event._replace(is_fresh=False) for event in self.events]
 
     def resolve(self, recorded: list[Recorded]) -> None:
         """It is done."""

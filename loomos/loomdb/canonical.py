@@ -17,8 +17,10 @@ from loomos.errors import InvalidInput
 _encode = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 ).encode
-_might_differ = re.compile(r"[0-9](?:\.|[eE][-+0-9])|[0-9]{16}").search
-"""Floats and large integers, and now and then a harmless string that looks like one."""
+_DIGITS = bytes(ord("0") if chr(i).isdigit() and i < 128 else ord(" ") for i in range(256))
+_LONG_NUMBER = b"0" * 16
+_float = re.compile(r"[0-9](?:\.|[eE][-+0-9])").search
+"""Finds every float and now and then a harmless string that looks like one."""
 
 
 def canonical_json(value: Any) -> str:
@@ -32,7 +34,10 @@ def canonical_json(value: Any) -> str:
     """
     try:
         text = _encode(value)
-        if text.isascii() and not _might_differ(text):
+        # Python writes no float without a point or a signed exponent; these tests are cheap.
+        may_have_float = "." in text or "e+" in text or "e-" in text
+        long_number = _LONG_NUMBER in text.encode().translate(_DIGITS)
+        if text.isascii() and not long_number and not (may_have_float and _float(text)):
             return text
         return rfc8785.dumps(json.loads(text)).decode()
     except (TypeError, ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ become members:
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from loomos.errors import InvalidInput
@@ -79,12 +80,17 @@ class EventType(str):
         Raises:
             InvalidInput: it is malformed.
         """
-        return EventType._registry.get(value) or EventType(value)
+        return EventType._registry.get(value) or _nameless(value)
 
     @classmethod
     def members(cls) -> list[EventType]:
         """Every kind that has a name, of this class and those below it."""
         return [member for member in EventType._registry.values() if isinstance(member, cls)]
+
+
+@lru_cache(maxsize=4096)
+def _nameless(value: str) -> EventType:
+    return EventType(value)
 
 
 for _name in EventType.__annotations__:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -99,8 +101,7 @@ class Event:
     """The canonical text that the ledger hashes, as it was written."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
+class Prepared(NamedTuple):
     """An event as it will be stored."""
 
     event_id: str
@@ -200,15 +201,24 @@ def moment(time_us: int) -> datetime:
 
 
 _last_id = 0
+_random_bits = random.Random(os.urandom(32)).getrandbits
+
+
+def _reseed() -> None:
+    """A forked process must not go on with its parent's sequence."""
+    global _random_bits
+    _random_bits = random.Random(os.urandom(32)).getrandbits
+
+
+os.register_at_fork(after_in_child=_reseed)
 
 
 def new_event_id() -> str:
     """A UUIDv7 (RFC 9562 section 5.7); those of one process grow."""
     global _last_id
-    stamp = (time.time_ns() // 1_000_000) << 12
-    _last_id = max(_last_id + 1, stamp)
+    _last_id = max(_last_id + 1, (time.time_ns() // 1_000_000) << 12)
     high = (_last_id >> 12) << 16 | 0x7000 | (_last_id & 0xFFF)
-    low = 1 << 63 | int.from_bytes(os.urandom(8), "big") >> 2
+    low = 1 << 63 | _random_bits(62)
     text = f"{high:016x}{low:016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
@@ -239,7 +249,12 @@ def _encode_context(
         return f'{{"sealed":"{blob}","subject":"{subject.reference}"}}'
     if event.personal:
         raise InvalidInput("personal: say whose it is by an AuditContext with a user_id")
-    return "null" if who is None else canonical_json({"service": who.name})
+    return "null" if who is None else _service(who.name)
+
+
+@lru_cache(maxsize=1024)
+def _service(name: str) -> str:
+    return canonical_json({"service": name})
 
 
 def _associated(event_id: str, reference: str) -> bytes:

@@ -43,9 +43,19 @@ MOST_EVENTS_PER_COMMIT = 4_000
 KNOWN_STREAMS = 100_000
 """Streams whose versions are remembered."""
 RETRY_S = 0.2
+MAIL_INTERVAL_S = 0.02
+"""After an empty look into the inbox: its own commits wake the leader too, and looking costs."""
 FOLLOW_POLL_S, TAKEOVER_POLL_S = 0.5, 0.25
 INBOX_KEPT_S = 60.0
 """Answers stay in the inbox for so long."""
+
+
+_UNANSWERED = (
+    select(inbox.c.request_id, inbox.c.request)
+    .where(inbox.c.outcome.is_(None))
+    .order_by(inbox.c.submitted_us)
+    .limit(MOST_EVENTS_PER_COMMIT)
+)
 
 
 class Fenced(Exception):
@@ -89,6 +99,7 @@ class Sequencer:
         self._task: asyncio.Task[None] | None = None
         self._renewed_at = 0.0
         self._pruned_at = 0.0
+        self._mail_at = 0.0
         self._tried_at = 0.0
 
     @property
@@ -364,17 +375,19 @@ class Sequencer:
         """One round: commit what waits, or wait."""
         self._wake.clear()
         batch = self._take()
-        mail = await self._mail() if self._has_mail else []
+        now = time.monotonic()
+        mail_in = self._mail_at + MAIL_INTERVAL_S - now
+        mail = await self._mail() if self._has_mail and mail_in <= 0 else []
         if batch or mail:
             await self._commit(batch, mail)
             return
-        renew_in = self._lease_s / 3 - (time.monotonic() - self._renewed_at)
+        renew_in = self._renewed_at + self._lease_s / 3 - now
         if renew_in <= 0:
             await self._backend.write_once(self._keep_lease)
             await self._prune()
         elif not self._stopping:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(renew_in):
+                async with asyncio.timeout(min(renew_in, mail_in) if self._has_mail else renew_in):
                     await self._wake.wait()
 
     def _take(self) -> list[Append]:
@@ -390,13 +403,8 @@ class Sequencer:
 
     async def _mail(self) -> list[Append]:
         self._has_mail = False
-        query = (
-            select(inbox.c.request_id, inbox.c.request)
-            .where(inbox.c.outcome.is_(None))
-            .order_by(inbox.c.submitted_us)
-            .limit(MOST_EVENTS_PER_COMMIT)
-        )
-        rows = await self._backend.read_once(lambda c: c.execute(query).all())
+        rows = await self._backend.read_once(lambda c: c.execute(_UNANSWERED).all())
+        self._mail_at = 0.0 if rows else time.monotonic()
         requests: list[Append] = []
         count = 0
         for request_id, request in rows:
@@ -462,7 +470,6 @@ class Sequencer:
             if forwarded := self._forwarded.pop(request.request_id, None):
                 self._answer(forwarded, outcome)
         self._backend.bell.ring()
-        self._has_mail = self._has_mail and bool(mail)
 
     def _move_head(self, connection: Connection, size: int | None) -> None:
         assert self._epoch is not None
@@ -490,6 +497,8 @@ class Sequencer:
         self, request: Append, plan: _Plan, known: dict[str, tuple[Recorded, Prepared | None]]
     ) -> list[Recorded]:
         """Give a request's events their places in the plan, all or none."""
+        if request.expected is None and not request.may_be_known:
+            return self._place_new(request.events, plan)
         size = self._tree.size + len(plan.rows)
         rows: list[EventRow] = []
         recorded: list[Recorded] = []
@@ -518,6 +527,20 @@ class Sequencer:
         plan.leaves += [row[8] for row in rows]
         plan.versions |= versions
         known |= fresh
+        return recorded
+
+    def _place_new(self, new: Sequence[Prepared], plan: _Plan) -> list[Recorded]:
+        """Places of events that cannot have been appended before: nothing to compare."""
+        position = self._tree.size + len(plan.rows)
+        versions = plan.versions
+        recorded: list[Recorded] = []
+        for event in new:
+            version = versions[event.stream] + 1
+            versions[event.stream] = version
+            plan.rows.append(event_row(position, version, event))
+            plan.leaves.append(event.leaf)
+            recorded.append(Recorded(event.event_id, position, version))
+            position += 1
         return recorded
 
     def _known_events(

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import QueuePool
 
 from loomos.loomdb.backend import Backend, Bell, EventRow, T, original
@@ -39,6 +39,7 @@ class SQLiteBackend(Backend):
         self._writer = self._engine(begin="BEGIN IMMEDIATE", pool_size=1)
         self._reading = ThreadPoolExecutor(READERS, "loomdb-read")
         self._writing = ThreadPoolExecutor(1, "loomdb-write")
+        self._connection: Connection | None = None
         self._alive: int | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -67,41 +68,38 @@ class SQLiteBackend(Backend):
         return engine
 
     async def read_once(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
-        return await self._run(self._reading, self._reader, work)
+        return await asyncio.get_running_loop().run_in_executor(self._reading, self.read_now, work)
 
     async def write_once(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
-        return await self._run(self._writing, self._writer, work)
-
-    async def _run(
-        self, threads: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T]
-    ) -> T:
-        return await asyncio.get_running_loop().run_in_executor(threads, _transaction, engine, work)
+        return await asyncio.get_running_loop().run_in_executor(self._writing, self.write_now, work)
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
         """As `read_once`, in this thread."""
-        return _transaction(self._reader, work)
+        with self._reader.begin() as connection:
+            return work(connection)
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """As `write_once`, in this thread; for a file that nobody else uses."""
-        return _transaction(self._writer, work)
+        # One connection for ever: taking one from the pool costs more than a small commit.
+        if self._connection is None:
+            self._connection = self._writer.connect()
+        with self._connection.begin():
+            return work(self._connection)
 
     def insert_events(  # noqa: D102
         self, connection: Connection, rows: Sequence[EventRow]
     ) -> None:
-        connection.exec_driver_sql(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", list(rows)
-        )
+        # Straight to the driver: SQLAlchemy looks at every row once more.
+        driver: Any = connection.connection.dbapi_connection
+        driver.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def move_head(  # noqa: D102
         self, connection: Connection, size: int | None, epoch: int, lease_us: int
     ) -> bool:
-        moved = connection.execute(
-            text(
-                "UPDATE head SET size = coalesce(:size, size), "
-                f"lease_until_us = {self.now_us} + :lease "
-                "WHERE id = 1 AND epoch = :epoch"
-            ),
-            {"size": size, "lease": lease_us, "epoch": epoch},
+        moved = connection.exec_driver_sql(
+            f"UPDATE head SET size = coalesce(?, size), lease_until_us = {self.now_us} + ? "
+            "WHERE id = 1 AND epoch = ?",
+            (size, lease_us, epoch),
         )
         return moved.rowcount == 1
 
@@ -176,6 +174,9 @@ class SQLiteBackend(Backend):
         await asyncio.to_thread(self._shut)
 
     def _shut(self) -> None:
+        if self._connection is not None:
+            self._writing.submit(self._connection.close).result()
+            self._connection = None
         for threads, engine in ((self._writing, self._writer), (self._reading, self._reader)):
             threads.shutdown()
             engine.dispose()
@@ -188,11 +189,6 @@ class SQLiteBackend(Backend):
             yield
         finally:
             os.close(handle)
-
-
-def _transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
-    with engine.begin() as connection:
-        return work(connection)
 
 
 def _code(error: BaseException) -> int | None:

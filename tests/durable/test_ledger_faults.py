@@ -273,3 +273,30 @@ async def test_a_full_disk_is_a_clean_error_and_the_tree_stays_with_the_rows(
             report = await db.audit(Policy.for_log(key.verifier))
             assert report.findings == []
             assert report.signed_size == acknowledged + 1
+
+
+@pytest.mark.parametrize(
+    "count", [16_000, pytest.param(1_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+async def test_a_subscriber_sees_every_event_once_while_64_write(db_url: str, count: int) -> None:
+    """The events that others lose: sequence order is commit order here."""
+    batch = 125
+    async with LoomDB(db_url) as db, LoomDB(db_url, may_lead=False) as other:
+
+        async def write(number: int) -> None:
+            events = [NewEvent(event_type="tick")] * batch
+            for _ in range(count // batch // WRITERS):
+                await db.append(f"w{number}", events)
+
+        total = count // batch // WRITERS * batch * WRITERS
+
+        async def follow(reader: LoomDB) -> None:
+            wanted = 0
+            async for event in reader.stream_events():
+                assert event.position == wanted
+                wanted += 1
+                if wanted == total:
+                    return
+
+        await asyncio.gather(follow(db), follow(other), *(write(n) for n in range(WRITERS)))
+        assert await db.size() == total

@@ -145,6 +145,7 @@ def test_status_and_schema_are_for_machines_too(stack: Stack) -> None:
     assert {m["name"] for m in status["members"] if m["healthy"]} == {
         "temporal",
         "s3",
+        "ledger",
         "gateway",
         "control",
         "node-1",
