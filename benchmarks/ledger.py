@@ -66,10 +66,8 @@ def data(n: int) -> dict[str, Any]:
 
 def rows(start: int, count: int) -> list[EventRow]:
     """Finished rows, as LoomDB would write them."""
-    made = (
-        prepare(NewEvent(event_type="tick", data=data(n)), "bench", None, None)
-        for n in range(start, start + count)
-    )
+    new = [("bench", NewEvent(event_type="tick", data=data(n))) for n in range(count)]
+    made = prepare(new, None, None)
     return [event_row(start + i, start + i + 1, event) for i, event in enumerate(made)]
 
 

@@ -253,7 +253,7 @@ class LoomDB:
         subject = None
         if isinstance(context, AuditContext):
             subject = await self._subjects.for_writing(context.user_id)
-        return [prepare(event, stream, context, subject) for stream, event in new]
+        return prepare(new, context, subject)
 
     # --- reading ---
 

@@ -34,6 +34,11 @@ COLUMNS = (
 )
 
 
+INSERT = f"INSERT INTO events VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"
+SMALL = 20
+"""Fewer rows go faster by INSERT than by COPY, which asks for the columns' types first."""
+
+
 class PostgresBackend(Backend):
     """A database of PostgreSQL 13 or newer."""
 
@@ -58,7 +63,6 @@ class PostgresBackend(Backend):
             isolation_level="READ COMMITTED",
             pool_size=1,
             max_overflow=0,
-            pool_pre_ping=True,
             connect_args={
                 "server_settings": {"idle_in_transaction_session_timeout": str(STALLED_MS)}
             },
@@ -89,11 +93,14 @@ class PostgresBackend(Backend):
     def insert_events(  # noqa: D102
         self, connection: Connection, rows: Sequence[EventRow]
     ) -> None:
-        # COPY goes past SQLAlchemy, which begins a transaction at the first execution: move_head's.
+        # Goes past SQLAlchemy, which begins a transaction at the first execution: move_head's.
         adapted: Any = connection.connection.dbapi_connection
-        adapted.run_async(
-            lambda driver: driver.copy_records_to_table("events", records=rows, columns=COLUMNS)
-        )
+        if len(rows) < SMALL:
+            adapted.run_async(lambda driver: driver.executemany(INSERT, rows))
+        else:
+            adapted.run_async(
+                lambda driver: driver.copy_records_to_table("events", records=rows, columns=COLUMNS)
+            )
 
     def move_head(  # noqa: D102
         self, connection: Connection, size: int | None, epoch: int, lease_us: int

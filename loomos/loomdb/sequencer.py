@@ -532,16 +532,17 @@ class Sequencer:
     def _place_new(self, new: Sequence[Prepared], plan: _Plan) -> list[Recorded]:
         """Places of events that cannot have been appended before: nothing to compare."""
         position = self._tree.size + len(plan.rows)
-        versions = plan.versions
-        recorded: list[Recorded] = []
-        for event in new:
-            version = versions[event.stream] + 1
-            versions[event.stream] = version
-            plan.rows.append(event_row(position, version, event))
-            plan.leaves.append(event.leaf)
-            recorded.append(Recorded(event.event_id, position, version))
-            position += 1
-        return recorded
+        streams = {event.stream for event in new}
+        versions = {stream: plan.versions[stream] for stream in streams}
+        rows: list[EventRow] = []
+        for place, event in enumerate(new, position):
+            event_id, stream, kind, schema, time_us, entry, leaf, _ = event
+            version = versions[stream] = versions[stream] + 1
+            rows.append((place, event_id, stream, version, kind, schema, time_us, entry, leaf))
+        plan.rows += rows
+        plan.leaves += [row[8] for row in rows]
+        plan.versions |= versions
+        return [Recorded(row[1], row[0], row[3]) for row in rows]
 
     def _known_events(
         self, connection: Connection, requests: Sequence[Append]

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
 from loomos.loomdb.backend import Backend, Bell, EventRow, T, original
 
 BUSY_TIMEOUT_S = 30.0
+LONGEST_BUSY_WAIT_S = 0.02
 READERS = 4
+QUICK_S = 0.002
+"""Transactions that usually take no longer are done in place."""
 FAST_WATCH_S, SLOW_WATCH_S = 0.005, 0.025
 """How often a process looks for commits of others: while there are some, and when idle."""
 QUIET_LOOKS = 20
@@ -35,18 +40,20 @@ class SQLiteBackend(Backend):
         self.path = path.expanduser()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.bell = Bell()
-        self._reader = self._engine(begin="BEGIN", pool_size=READERS)
-        self._writer = self._engine(begin="BEGIN IMMEDIATE", pool_size=1)
+        self._reader = self._engine("BEGIN", READERS, BUSY_TIMEOUT_S)
+        self._writer = self._engine("BEGIN IMMEDIATE", 1, 0)
         self._reading = ThreadPoolExecutor(READERS, "loomdb-read")
         self._writing = ThreadPoolExecutor(1, "loomdb-write")
         self._connection: Connection | None = None
+        self._write_lock = asyncio.Lock()
+        self._usual_s = 0.0
         self._alive: int | None = None
         self._watch: asyncio.Task[None] | None = None
 
-    def _engine(self, begin: str, pool_size: int) -> Engine:
+    def _engine(self, begin: str, pool_size: int, timeout_s: float) -> Engine:
         engine = create_engine(
             f"sqlite:///{self.path}",
-            connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+            connect_args={"timeout": timeout_s, "check_same_thread": False},
             poolclass=QueuePool,
             pool_size=pool_size,
             max_overflow=0,
@@ -80,11 +87,41 @@ class SQLiteBackend(Backend):
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """As `write_once`, in this thread; for a file that nobody else uses."""
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        wait_s = 0.001
+        while not self._begin_at_once():
+            if time.monotonic() > deadline:
+                raise sqlite3.OperationalError("database is locked")
+            time.sleep(wait_s)
+            wait_s = min(wait_s * 2, LONGEST_BUSY_WAIT_S)
+        return self._finish(work)
+
+    def _begin_at_once(self) -> bool:
+        """Begin a transaction that may write, unless another process has one."""
         # One connection for ever: taking one from the pool costs more than a small commit.
         if self._connection is None:
             self._connection = self._writer.connect()
-        with self._connection.begin():
-            return work(self._connection)
+        try:
+            self._connection.begin()
+        except OperationalError as error:
+            self._connection.rollback()
+            if _code(error) != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        return True
+
+    def _finish(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in the transaction that was begun, and end it."""
+        assert self._connection is not None
+        began = time.perf_counter()
+        try:
+            result = work(self._connection)
+            self._connection.commit()
+        except BaseException:
+            self._connection.rollback()
+            raise
+        self._usual_s += (time.perf_counter() - began - self._usual_s) / 8
+        return result
 
     def insert_events(  # noqa: D102
         self, connection: Connection, rows: Sequence[EventRow]

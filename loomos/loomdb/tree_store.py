@@ -6,10 +6,11 @@ Full tiles are rows of `tiles`. Hashes of a tile that is not full yet are the le
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, or_, select
 
 from loomos.loomdb.errors import ProofInvalid
 from loomos.loomdb.merkle import (
@@ -21,7 +22,6 @@ from loomos.loomdb.merkle import (
     consistency_spans,
     fold,
     inclusion_spans,
-    node_hash,
     nodes_of,
     tile_rows,
 )
@@ -74,6 +74,7 @@ class Prover:
 
     def __init__(self) -> None:
         self._cache: OrderedDict[tuple[int, int], list[list[bytes]]] = OrderedDict()
+        self._edge: dict[tuple[int, int], list[list[bytes]]] = {}
 
     def root(self, connection: Connection, size: int) -> bytes:
         """Root of the tree over the first `size` events."""
@@ -111,9 +112,7 @@ class Prover:
         self._fetch(connection, wanted)
         found: dict[Node, bytes] = {}
         for key, inside in wanted.items():
-            rows = self._cache.get(key)
-            if rows is None:
-                rows = self._unfinished(connection, key, inside)
+            rows = self._cache.get(key) or self._unfinished(connection, key, inside)
             for node in inside:
                 height = node.level % TILE_HEIGHT
                 row = rows[height]
@@ -125,17 +124,17 @@ class Prover:
 
     def _fetch(self, connection: Connection, keys: Iterable[tuple[int, int]]) -> None:
         """Put those of the tiles that are full into the cache."""
-        missing: dict[int, list[int]] = {}
-        for level, tile in keys:
-            if (level, tile) in self._cache:
-                self._cache.move_to_end((level, tile))
-            else:
-                missing.setdefault(level, []).append(tile)
-        for level, indices in missing.items():
-            query = select(tiles.c.tile, tiles.c.hashes).where(
-                tiles.c.level == level, tiles.c.tile.in_(indices)
+        missing = []
+        for key in keys:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+            elif key not in self._edge:
+                missing.append(key)
+        if missing:
+            query = select(tiles.c.level, tiles.c.tile, tiles.c.hashes).where(
+                or_(*((tiles.c.level == level) & (tiles.c.tile == tile) for level, tile in missing))
             )
-            for tile, hashes in connection.execute(query):
+            for level, tile, hashes in connection.execute(query):
                 self._cache[level, tile] = _expand(list(tile_rows(bytes(hashes))))
         while len(self._cache) > CACHED_TILES:
             self._cache.popitem(last=False)
@@ -150,14 +149,22 @@ class Prover:
         for node in inside:
             height = node.level % TILE_HEIGHT
             count = max(count, ((node.place + 1) << height) - first)
-        return _expand(list(_partial_tile(connection, level, tile, count)))
+        rows = self._edge.get(key)
+        if rows is None or len(rows[0]) < count:
+            rows = _expand(list(_partial_tile(connection, level, tile, count)))
+            if level:
+                # What it has stays; when it is full it is read from its own row.
+                self._edge = {key: rows, **{k: r for k, r in self._edge.items() if k[0] != level}}
+        return rows
 
 
 def _expand(hashes: list[bytes]) -> list[list[bytes]]:
     """The complete nodes over a row of hashes, a list per height."""
+    sha256 = hashlib.sha256
     rows = [hashes]
     while len(rows[-1]) > 1 and len(rows) < TILE_HEIGHT:
         row = rows[-1]
-        rows.append([node_hash(row[i], row[i + 1]) for i in range(0, len(row) - len(row) % 2, 2)])
+        pairs = zip(row[::2], row[1::2], strict=False)
+        rows.append([sha256(b"\x01" + left + right).digest() for left, right in pairs])
     rows += [[] for _ in range(TILE_HEIGHT - len(rows))]
     return rows
