@@ -40,13 +40,14 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from eventsourcing.sqlite import SQLiteApplicationRecorder, SQLiteDatastore
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, event, make_url
 
 from loomos.loomdb import LoomDB, NewEvent
 from loomos.loomdb.backend import EventRow, event_row
 from loomos.loomdb.events import prepare
 from loomos.loomdb.merkle import leaf_hash, verify_inclusion
 from loomos.loomdb.postgres import COLUMNS
+from loomos.loomdb.schema import events
 from tests.postgres import Postgres, running_postgres
 
 NEEDS_STACK = False
@@ -106,7 +107,21 @@ class BareSQLite:
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA synchronous=FULL")
+        self._core = create_engine(f"sqlite:///{path}")
+        event.listen(self._core, "connect", lambda c, _: c.execute("PRAGMA synchronous=FULL"))
         self._size = 0
+
+    def core(self) -> dict[str, Run]:
+        """The same by SQLAlchemy Core."""
+
+        def insert() -> int:
+            for start in range(0, len(self._dicts), BATCH):
+                with self._core.begin() as connection:
+                    connection.execute(events.insert(), self._dicts[start : start + BATCH])
+            self._size += len(self._dicts)
+            return len(self._dicts)
+
+        return {"batch of 1,000": lambda: asyncio.to_thread(insert)}
 
     def runs(self) -> dict[str, Run]:
         """One row per commit, and 1,000."""
@@ -122,6 +137,8 @@ class BareSQLite:
     def prepare(self, name: str) -> None:
         """Finish the rows before the clock runs."""
         self._rows = rows(self._size, SINGLE if name == "single" else BATCHES * BATCH)
+        names = [column.name for column in events.columns]
+        self._dicts = [dict(zip(names, row, strict=True)) for row in self._rows]
 
     def _insert(self, commits: int, count: int) -> int:
         for start in range(0, commits * count, count):
@@ -227,7 +244,7 @@ async def compare(
             for who, runs in contestants.items():
                 if name not in runs:
                     continue
-                if who == "bare":
+                if who.startswith("bare"):
                     bare.prepare(name)
                 began = time.perf_counter()
                 count = await runs[name]()
@@ -253,7 +270,12 @@ async def on_sqlite(folder: Path) -> dict[str, Any]:
     recorder.create_table()
     async with LoomDB(f"sqlite:///{folder / 'loom.db'}") as db:
         return await compare(
-            {"loomdb": loomdb(db), "bare": bare.runs(), "eventsourcing": eventsourcing(recorder)},
+            {
+                "loomdb": loomdb(db),
+                "bare": bare.runs(),
+                "bare by SQLAlchemy": bare.core(),
+                "eventsourcing": eventsourcing(recorder),
+            },
             bare,
         )
 

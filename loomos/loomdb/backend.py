@@ -116,6 +116,14 @@ class Backend(ABC):
                     raise LedgerUnavailable(f"the database does not answer: {error}") from None
                 await asyncio.sleep(RETRY_S)
 
+    async def glance(self, work: Callable[[Connection], T]) -> T:
+        """As `read`, for a few rows found by key; may be done in place.
+
+        Raises:
+            LedgerUnavailable: the database stays away.
+        """
+        return await self.read(work)
+
     async def write(self, work: Callable[[Connection], T]) -> T:
         """As `write_once`, with our errors.
 
@@ -171,8 +179,8 @@ class Backend(ABC):
         """Whether a unique constraint was violated."""
 
     @abstractmethod
-    async def scrub(self) -> None:
-        """Overwrite what was deleted, as far as the database can."""
+    async def erase(self, work: Callable[[Connection], T]) -> T:
+        """As `write`; what `work` removes is overwritten, as far as the database can."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -315,7 +315,7 @@ class LoomDB:
     async def _one(self, condition: Any, what: str) -> Event:
         await self.open()
         query = select(events.c.position, events.c.version, events.c.entry).where(condition)
-        rows = await self._backend.read(lambda c: c.execute(query).all())
+        rows = await self._backend.glance(lambda c: c.execute(query).all())
         if not rows:
             raise NotFound(f"no {what}")
         (found,) = await self._events([(r[0], r[1], r[2]) for r in rows])
@@ -332,7 +332,7 @@ class LoomDB:
     async def size(self) -> int:
         """How many events there are; the next position."""
         await self.open()
-        return await self._backend.read(_size)
+        return await self._backend.glance(_size)
 
     async def is_sequenced(self) -> bool:
         """Whether some process holds the lease now."""
@@ -572,9 +572,9 @@ def _stream_of(event: NewEvent) -> str:
 
 
 def _new_event(content: Mapping[str, Any], index: int) -> NewEvent:
-    unknown = sorted(set(content) - set(NewEvent.__dataclass_fields__))
+    unknown = sorted(set(content) - set(NewEvent._fields))
     if unknown or "event_type" not in content:
         wrong = f"{', '.join(unknown)} not known" if unknown else "event_type is missing"
-        known = ", ".join(NewEvent.__dataclass_fields__)
+        known = ", ".join(NewEvent._fields)
         raise InvalidInput(f"events.{index}: {wrong}; an event has {known}")
     return NewEvent(**content)

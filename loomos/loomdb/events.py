@@ -32,6 +32,7 @@ LARGEST_ENTRY_BYTES = 65_535
 """C2SP tlog-tiles gives an entry's length 16 bits. Larger things go by reference."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@=-]{0,199}")
+_NOTHING: Mapping[str, Any] = {}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -57,15 +58,14 @@ class Service:
     """Such as `control` or `node-1`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """An event to be appended."""
 
     event_type: str
     """What happened."""
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = _NOTHING
     """Facts, as JSON. Public for ever: personal ones belong in `personal`."""
-    personal: Mapping[str, Any] = field(default_factory=dict)
+    personal: Mapping[str, Any] = _NOTHING
     """Facts of the context's person; encrypted, erasable."""
     event_id: str | None = None
     """Appending the same id again changes nothing. Default: a new UUIDv7."""

@@ -174,7 +174,7 @@ class Ledger:
             root = self._prover.root(connection, known.size) if size >= known.size else b""
             return size, root
 
-        size, root = await self._backend.read(look)
+        size, root = await self._backend.glance(look)
         if size < known.size:
             raise HistoryChanged(
                 f"the log has {size} entries, but its key signed {known.size}: it was truncated "
@@ -201,7 +201,7 @@ class Ledger:
                     return note
             return None
 
-        return await self._backend.read(look)
+        return await self._backend.glance(look)
 
     async def checkpoint_of(self, size: int) -> Note | None:
         """The checkpoint of exactly this size."""
@@ -212,7 +212,7 @@ class Ledger:
             ).scalar()
             return None if encoded is None else _with_cosignatures(connection, size, encoded)
 
-        return await self._backend.read(look)
+        return await self._backend.glance(look)
 
     async def add_cosignatures(self, size: int, signatures: Sequence[Signature]) -> None:
         """Keep cosignatures of a checkpoint. They must have been verified."""
@@ -231,7 +231,7 @@ class Ledger:
 
     async def root(self, size: int) -> bytes:
         """Root of the tree over the first `size` events."""
-        return await self._backend.read(lambda c: self._prover.root(c, size))
+        return await self._backend.glance(lambda c: self._prover.root(c, size))
 
     async def inclusion_proof(self, position: int, size: int) -> tuple[bytes, ...]:
         """Proof that an event is in the tree over the first `size` events.
@@ -239,7 +239,7 @@ class Ledger:
         Raises:
             ProofInvalid: it is not.
         """
-        return await self._backend.read(lambda c: self._prover.inclusion(c, position, size))
+        return await self._backend.glance(lambda c: self._prover.inclusion(c, position, size))
 
     async def consistency_proof(self, old: int, new: int) -> tuple[bytes, ...]:
         """Proof that the first `old` events are a prefix of the first `new`.
@@ -247,7 +247,7 @@ class Ledger:
         Raises:
             ProofInvalid: the sizes make no sense.
         """
-        return await self._backend.read(lambda c: self._prover.consistency(c, old, new))
+        return await self._backend.glance(lambda c: self._prover.consistency(c, old, new))
 
     async def prove(self, position: int, policy: Policy | None = None) -> ProofBundle:
         """An offline proof that an event is in the log.

@@ -185,12 +185,14 @@ class PostgresBackend(Backend):
     def is_duplicate(self, error: BaseException) -> bool:  # noqa: D102
         return _state(error) == "23505"
 
-    async def scrub(self) -> None:  # noqa: D102
+    async def erase(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
+        result = await self.write(work)
         connection = await self._connect()
         try:
             await connection.execute("VACUUM subjects")
         finally:
             await connection.close()
+        return result
 
     async def close(self) -> None:  # noqa: D102
         if self._watch is not None:

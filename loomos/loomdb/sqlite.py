@@ -23,6 +23,7 @@ from loomos.loomdb.backend import Backend, Bell, EventRow, T, original
 BUSY_TIMEOUT_S = 30.0
 LONGEST_BUSY_WAIT_S = 0.02
 READERS = 4
+CACHE_KIB = 32_768
 QUICK_S = 0.002
 """Transactions that usually take no longer are done in place."""
 FAST_WATCH_S, SLOW_WATCH_S = 0.005, 0.025
@@ -64,7 +65,7 @@ class SQLiteBackend(Backend):
             # Transactions are begun below, as this driver would begin them too late.
             connection.isolation_level = None
             cursor = connection.cursor()
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", f"cache_size=-{CACHE_KIB}"):
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
 
@@ -77,8 +78,23 @@ class SQLiteBackend(Backend):
     async def read_once(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
         return await asyncio.get_running_loop().run_in_executor(self._reading, self.read_now, work)
 
-    async def write_once(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
-        return await asyncio.get_running_loop().run_in_executor(self._writing, self.write_now, work)
+    async def glance(self, work: Callable[[Connection], T]) -> T:
+        """In place: readers wait for nobody here, and a hop to a thread costs more."""
+        return self.read_now(work)
+
+    async def write_once(self, work: Callable[[Connection], T]) -> T:
+        """In the thread for writing; in place while commits are quicker than a hop to it."""
+        async with self._write_lock:
+            if self._usual_s < QUICK_S and self._begin_at_once():
+                return self._finish(work)
+            loop = asyncio.get_running_loop()
+            writing = loop.run_in_executor(self._writing, self.write_now, work)
+            try:
+                return await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                # The thread goes on; nobody else may use the connection before it is done.
+                await asyncio.wait([writing])
+                raise
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
         """As `read_once`, in this thread."""
@@ -190,8 +206,14 @@ class SQLiteBackend(Backend):
     def is_duplicate(self, error: BaseException) -> bool:  # noqa: D102
         return _code(error) == sqlite3.SQLITE_CONSTRAINT
 
-    async def scrub(self) -> None:  # noqa: D102
-        # `secure_delete` zeroed it in the file; older copies are in the write-ahead log.
+    async def erase(self, work: Callable[[Connection], T]) -> T:  # noqa: D102
+        def erase(connection: Connection) -> T:
+            connection.exec_driver_sql("PRAGMA secure_delete=ON")
+            try:
+                return work(connection)
+            finally:
+                connection.exec_driver_sql("PRAGMA secure_delete=OFF")
+
         def truncate() -> None:
             connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)
             try:
@@ -199,7 +221,10 @@ class SQLiteBackend(Backend):
             finally:
                 connection.close()
 
+        result = await self.write(erase)
+        # Pages are zeroed in the file; older copies are in the write-ahead log.
         await asyncio.get_running_loop().run_in_executor(self._writing, truncate)
+        return result
 
     async def close(self) -> None:  # noqa: D102
         if self._watch is not None:

@@ -77,6 +77,5 @@ class SubjectKeys:
         forget = (
             update(subjects).where(subjects.c.reference == reference).values(name=None, key=None)
         )
-        await self._backend.write(lambda connection: connection.execute(forget))
+        await self._backend.erase(lambda connection: connection.execute(forget))
         self._by_name.clear()
-        await self._backend.scrub()

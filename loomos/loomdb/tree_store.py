@@ -10,7 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, select, text
 
 from loomos.loomdb.errors import ProofInvalid
 from loomos.loomdb.merkle import (
@@ -27,6 +27,7 @@ from loomos.loomdb.merkle import (
 )
 from loomos.loomdb.schema import events, tiles
 
+_TILE = text("SELECT hashes FROM tiles WHERE level = :level AND tile = :tile")
 CACHED_TILES = 512
 """About 16 MB."""
 
@@ -130,11 +131,9 @@ class Prover:
                 self._cache.move_to_end(key)
             elif key not in self._edge:
                 missing.append(key)
-        if missing:
-            query = select(tiles.c.level, tiles.c.tile, tiles.c.hashes).where(
-                or_(*((tiles.c.level == level) & (tiles.c.tile == tile) for level, tile in missing))
-            )
-            for level, tile, hashes in connection.execute(query):
+        for level, tile in missing:
+            hashes = connection.execute(_TILE, {"level": level, "tile": tile}).scalar()
+            if hashes is not None:
                 self._cache[level, tile] = _expand(list(tile_rows(bytes(hashes))))
         while len(self._cache) > CACHED_TILES:
             self._cache.popitem(last=False)
@@ -152,9 +151,8 @@ class Prover:
         rows = self._edge.get(key)
         if rows is None or len(rows[0]) < count:
             rows = _expand(list(_partial_tile(connection, level, tile, count)))
-            if level:
-                # What it has stays; when it is full it is read from its own row.
-                self._edge = {key: rows, **{k: r for k, r in self._edge.items() if k[0] != level}}
+            # What it has stays; when it is full it is read from its own row.
+            self._edge = {key: rows, **{k: r for k, r in self._edge.items() if k[0] != level}}
         return rows
 
 

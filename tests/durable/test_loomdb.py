@@ -382,7 +382,12 @@ async def test_erasing_a_person_leaves_every_hash(db: LoomDB, tmp_path: Path) ->
         assert secret not in alice.entry
     await db.backup_database(tmp_path / "before.db")
 
+    key = (await db._subjects.find("alice")).key  # type: ignore[union-attr]
     await db.erase_subject("alice", CONTROL)
+    if db.url.startswith("sqlite"):
+        path = db.url.removeprefix("sqlite:///")
+        for file in (path, f"{path}-wal"):
+            assert key not in Path(file).read_bytes(), "the key's bytes are still there"
 
     alice, bob = await db.query_events(event_type="signup")
     assert (alice.data, alice.context, alice.is_erased) == ({"plan": "free"}, None, True)
