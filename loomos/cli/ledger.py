@@ -241,7 +241,8 @@ class _progress:
         from rich.console import Console
         from rich.progress import Progress
 
-        self._bar = Progress(console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
         self._bar.start()
         task = self._bar.add_task("entries", total=None)
         return lambda done, of: self._bar.update(task, completed=done, total=of)

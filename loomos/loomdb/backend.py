@@ -150,6 +150,19 @@ class Backend(ABC):
     ) -> bool:
         """Set the size, unless None, and renew the lease, if `epoch` is still the current one."""
 
+    async def append_rows(
+        self, rows: Sequence[EventRow], size: int, epoch: int, lease_us: int
+    ) -> bool:
+        """`move_head` and `insert_events` as one transaction, for a few rows and nothing else."""
+
+        def write(connection: Connection) -> bool:
+            moved = self.move_head(connection, size, epoch, lease_us)
+            if moved:
+                self.insert_events(connection, rows)
+            return moved
+
+        return await self.write_once(write)
+
     @abstractmethod
     async def hold_alive_lock(self) -> bool:
         """Try to take, or keep, the lock that the database frees when this process dies."""

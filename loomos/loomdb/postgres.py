@@ -35,6 +35,15 @@ COLUMNS = (
 
 
 INSERT = f"INSERT INTO events VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"
+APPEND = (
+    "WITH moved AS (UPDATE head SET size = $1, lease_until_us = "
+    "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint + $3::bigint "
+    "WHERE id = 1 AND epoch = $2 RETURNING 1), "
+    "added AS (INSERT INTO events SELECT * FROM unnest($4::bigint[], $5::text[], $6::text[], "
+    "$7::bigint[], $8::text[], $9::int[], $10::bigint[], $11::text[], $12::bytea[]) "
+    "WHERE EXISTS (SELECT FROM moved)) "
+    f"SELECT pg_notify('{CHANNEL}', '') FROM moved"
+)
 SMALL = 20
 """Fewer rows go faster by INSERT than by COPY, which asks for the columns' types first."""
 
@@ -114,6 +123,18 @@ class PostgresBackend(Backend):
             {"size": size, "lease": lease_us, "epoch": epoch},
         )
         return len(moved.all()) == 1
+
+    async def append_rows(
+        self, rows: Sequence[EventRow], size: int, epoch: int, lease_us: int
+    ) -> bool:
+        """In one statement: one trip to the server instead of four."""
+        async with self._writing, self._writer.connect() as connection:
+            raw = await connection.get_raw_connection()
+            driver: Any = raw.driver_connection
+            moved = await driver.fetch(
+                APPEND, size, epoch, lease_us, *map(list, zip(*rows, strict=True))
+            )
+        return len(moved) == 1
 
     async def hold_alive_lock(self) -> bool:  # noqa: D102
         if self._alive is not None and not self._alive.is_closed():

@@ -14,34 +14,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import socket
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.sql import func
 
 from loomos.errors import LoomOSError
 from loomos.loomdb.appends import Append, Recorded, decode_outcome, encode_outcome
-from loomos.loomdb.backend import Backend, EventRow, event_row, wait_for_ring
-from loomos.loomdb.errors import EventIdReused, LedgerFull, LedgerUnavailable, WrongVersion
-from loomos.loomdb.events import Prepared
+from loomos.loomdb.backend import Backend, wait_for_ring
+from loomos.loomdb.errors import LedgerFull, LedgerUnavailable
 from loomos.loomdb.merkle import Tile, Tree
-from loomos.loomdb.schema import events, head, inbox, tiles
+from loomos.loomdb.planning import Plan, Planner
+from loomos.loomdb.schema import head, inbox, tiles
 from loomos.loomdb.tree_store import load_tree
 
 log = logging.getLogger(__name__)
 
 LEASE_S = 5.0
 MOST_EVENTS_PER_COMMIT = 4_000
-KNOWN_STREAMS = 100_000
-"""Streams whose versions are remembered."""
+FEW = 100
+"""Events that are worth the short way."""
 RETRY_S = 0.2
 MAIL_INTERVAL_S = 0.02
 """After an empty look into the inbox: its own commits wake the leader too, and looking costs."""
@@ -62,16 +59,6 @@ class Fenced(Exception):
     """Another process holds the lease now."""
 
 
-@dataclass
-class _Plan:
-    """What one commit will write."""
-
-    rows: list[EventRow] = field(default_factory=list)
-    leaves: list[bytes] = field(default_factory=list)
-    versions: dict[str, int] = field(default_factory=dict)
-    outcomes: list[tuple[Append, list[Recorded] | LoomOSError]] = field(default_factory=list)
-
-
 class Sequencer:
     """This process's part in sequencing: it leads, or hands its appends to who does."""
 
@@ -88,7 +75,7 @@ class Sequencer:
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
         self._epoch: int | None = None
         self._tree = Tree()
-        self._versions: OrderedDict[str, int] = OrderedDict()
+        self._planner = Planner()
         self._queue: deque[Append] = deque()
         self._forwarded: dict[str, Append] = {}
         self._wake = asyncio.Event()
@@ -211,7 +198,7 @@ class Sequencer:
             except Fenced:
                 raise LedgerUnavailable("another process sequences; stop it first") from None
             finally:
-                self._versions.clear()
+                self._planner.forget()
         self._backend.bell.ring()
 
     # --- the loop ---
@@ -241,7 +228,7 @@ class Sequencer:
     async def _step_down(self) -> None:
         self._epoch = None
         self._leading.clear()
-        self._versions.clear()
+        self._planner.forget()
         await self._backend.free_alive_lock()
 
     # --- the lease ---
@@ -279,7 +266,7 @@ class Sequencer:
         self._epoch, self._has_mail = epoch, True
         self._leading.set()
         self._renewed_at = time.monotonic()
-        self._versions.clear()
+        self._planner.forget()
         log.info("sequencing from position %d, epoch %d", self._tree.size, epoch)
         return True
 
@@ -403,7 +390,7 @@ class Sequencer:
 
     async def _mail(self) -> list[Append]:
         self._has_mail = False
-        rows = await self._backend.read_once(lambda c: c.execute(_UNANSWERED).all())
+        rows = await self._backend.glance(lambda c: c.execute(_UNANSWERED).all())
         self._mail_at = 0.0 if rows else time.monotonic()
         requests: list[Append] = []
         count = 0
@@ -448,9 +435,38 @@ class Sequencer:
 
     async def _write(self, batch: Sequence[Append], mail: Sequence[Append]) -> None:
         """One transaction. Only after it has committed does anything in memory change."""
+        plan, tree = await self._write_few(batch) if not mail else (None, self._tree)
+        if plan is None:
+            plan, tree = await self._write_any(batch, mail)
+        self._renewed_at = time.monotonic()
+        self._tree = tree
+        self._planner.remember(plan)
+        for request, outcome in plan.outcomes:
+            self._answer(request, outcome)
+            if forwarded := self._forwarded.pop(request.request_id, None):
+                self._answer(forwarded, outcome)
+        self._backend.bell.ring()
 
-        def write(connection: Connection) -> tuple[_Plan, Tree]:
-            plan = self._plan(connection, (*batch, *mail))
+    async def _write_few(self, batch: Sequence[Append]) -> tuple[Plan | None, Tree]:
+        """The short way, for what needs no look into the database; None if it does."""
+        plan = None
+        if sum(len(request.events) for request in batch) <= FEW:
+            plan = self._planner.plan_blind(self._tree.size, batch)
+        if plan is None or not plan.rows:
+            return None, self._tree
+        tree, full = self._tree.append(plan.leaves)
+        if full:
+            return None, self._tree
+        assert self._epoch is not None
+        if not await self._backend.append_rows(plan.rows, tree.size, self._epoch, self._lease_us):
+            raise Fenced
+        return plan, tree
+
+    async def _write_any(
+        self, batch: Sequence[Append], mail: Sequence[Append]
+    ) -> tuple[Plan, Tree]:
+        def write(connection: Connection) -> tuple[Plan, Tree]:
+            plan = self._planner.plan(connection, self._tree.size, (*batch, *mail))
             tree, full = self._tree.append(plan.leaves)
             self._move_head(connection, tree.size)
             if plan.rows:
@@ -461,15 +477,7 @@ class Sequencer:
                 _answer_mail(connection, plan, mail)
             return plan, tree
 
-        plan, tree = await self._backend.write_once(write)
-        self._renewed_at = time.monotonic()
-        self._tree = tree
-        self._remember(plan.versions)
-        for request, outcome in plan.outcomes:
-            self._answer(request, outcome)
-            if forwarded := self._forwarded.pop(request.request_id, None):
-                self._answer(forwarded, outcome)
-        self._backend.bell.ring()
+        return await self._backend.write_once(write)
 
     def _move_head(self, connection: Connection, size: int | None) -> None:
         assert self._epoch is not None
@@ -480,135 +488,6 @@ class Sequencer:
         self._move_head(connection, None)
         self._renewed_at = time.monotonic()
 
-    def _plan(self, connection: Connection, requests: Sequence[Append]) -> _Plan:
-        plan = _Plan()
-        known = self._known_events(connection, requests)
-        self._load_versions(connection, requests, plan)
-        for request in requests:
-            try:
-                recorded = self._place(request, plan, known)
-            except LoomOSError as error:
-                plan.outcomes.append((request, error))
-            else:
-                plan.outcomes.append((request, recorded))
-        return plan
-
-    def _place(
-        self, request: Append, plan: _Plan, known: dict[str, tuple[Recorded, Prepared | None]]
-    ) -> list[Recorded]:
-        """Give a request's events their places in the plan, all or none."""
-        if request.expected is None and not request.may_be_known:
-            return self._place_new(request.events, plan)
-        size = self._tree.size + len(plan.rows)
-        rows: list[EventRow] = []
-        recorded: list[Recorded] = []
-        versions: dict[str, int] = {}
-        fresh: dict[str, tuple[Recorded, Prepared | None]] = {}
-        for event in request.events:
-            if found := known.get(event.event_id) or fresh.get(event.event_id):
-                _check_same(event, found)
-                recorded.append(found[0])
-                continue
-            stream = event.stream
-            version = (versions[stream] if stream in versions else plan.versions[stream]) + 1
-            versions[stream] = version
-            place = Recorded(event.event_id, size + len(rows), version)
-            rows.append(event_row(place.position, version, event))
-            recorded.append(place)
-            fresh[event.event_id] = (place, event)
-        if request.expected is not None and rows:
-            stream, expected = request.expected
-            if plan.versions.get(stream, 0) != expected:
-                raise WrongVersion(
-                    f"stream {stream!r} is at version {plan.versions.get(stream, 0)}, not at "
-                    f"{expected}; read what is new and decide again"
-                )
-        plan.rows += rows
-        plan.leaves += [row[8] for row in rows]
-        plan.versions |= versions
-        known |= fresh
-        return recorded
-
-    def _place_new(self, new: Sequence[Prepared], plan: _Plan) -> list[Recorded]:
-        """Places of events that cannot have been appended before: nothing to compare."""
-        position = self._tree.size + len(plan.rows)
-        streams = {event.stream for event in new}
-        versions = {stream: plan.versions[stream] for stream in streams}
-        rows: list[EventRow] = []
-        for place, event in enumerate(new, position):
-            event_id, stream, kind, schema, time_us, entry, leaf, _ = event
-            version = versions[stream] = versions[stream] + 1
-            rows.append((place, event_id, stream, version, kind, schema, time_us, entry, leaf))
-        plan.rows += rows
-        plan.leaves += [row[8] for row in rows]
-        plan.versions |= versions
-        return [Recorded(row[1], row[0], row[3]) for row in rows]
-
-    def _known_events(
-        self, connection: Connection, requests: Sequence[Append]
-    ) -> dict[str, tuple[Recorded, Prepared | None]]:
-        """Those of the events that were appended before."""
-        ids = [e.event_id for r in requests if r.may_be_known for e in r.events]
-        known: dict[str, tuple[Recorded, Prepared | None]] = {}
-        for start in range(0, len(ids), 1000):
-            rows = connection.execute(
-                select(
-                    events.c.event_id,
-                    events.c.position,
-                    events.c.version,
-                    events.c.stream,
-                    events.c.event_type,
-                    events.c.schema,
-                    events.c.time_us,
-                    events.c.entry,
-                ).where(events.c.event_id.in_(ids[start : start + 1000]))
-            )
-            for event_id, position, version, stream, kind, schema, time_us, entry in rows:
-                known[event_id] = (
-                    Recorded(event_id, position, version),
-                    Prepared(
-                        event_id=event_id,
-                        stream=stream,
-                        event_type=kind,
-                        schema=schema,
-                        time_us=time_us,
-                        entry=entry,
-                        leaf=b"",
-                        is_fresh=False,
-                    ),
-                )
-        return known
-
-    def _load_versions(
-        self, connection: Connection, requests: Sequence[Append], plan: _Plan
-    ) -> None:
-        """Put the version of every stream of these requests into the plan."""
-        streams = {event.stream for request in requests for event in request.events}
-        streams |= {request.expected[0] for request in requests if request.expected}
-        missing: list[str] = []
-        for stream in streams:
-            version = self._versions.get(stream)
-            if version is None:
-                missing.append(stream)
-            else:
-                plan.versions[stream] = version
-        for start in range(0, len(missing), 1000):
-            some = missing[start : start + 1000]
-            rows = connection.execute(
-                select(events.c.stream, func.max(events.c.version))
-                .where(events.c.stream.in_(some))
-                .group_by(events.c.stream)
-            )
-            found = {stream: version for stream, version in rows}
-            plan.versions |= {stream: found.get(stream, 0) for stream in some}
-
-    def _remember(self, versions: dict[str, int]) -> None:
-        self._versions |= versions
-        for stream in versions:
-            self._versions.move_to_end(stream)
-        while len(self._versions) > KNOWN_STREAMS:
-            self._versions.popitem(last=False)
-
     async def _prune(self) -> None:
         """Clear answered requests from the inbox, now and then."""
         if time.monotonic() - self._pruned_at < INBOX_KEPT_S:
@@ -617,27 +496,6 @@ class Sequencer:
         oldest = time.time_ns() // 1000 - int(INBOX_KEPT_S * 1_000_000)
         old = delete(inbox).where(inbox.c.outcome.is_not(None), inbox.c.submitted_us < oldest)
         await self._backend.write_once(lambda c: c.execute(old))
-
-
-def _check_same(event: Prepared, found: tuple[Recorded, Prepared | None]) -> None:
-    """An event that is appended again must say the same, time and personal parts aside."""
-    before = found[1]
-    if before is None:
-        return
-    same = (event.stream, event.event_type, event.schema) == (
-        before.stream,
-        before.event_type,
-        before.schema,
-    )
-    if not same or _data_of(event) != _data_of(before):
-        raise EventIdReused(
-            f"event id {event.event_id!r} stands for another event, at position "
-            f"{found[0].position}; use a new id for a new fact"
-        )
-
-
-def _data_of(event: Prepared) -> object:
-    return json.loads(event.entry)["data"]
 
 
 def _insert_tiles(connection: Connection, full: Sequence[Tile]) -> None:
@@ -650,7 +508,7 @@ def _insert_tiles(connection: Connection, full: Sequence[Tile]) -> None:
     )
 
 
-def _answer_mail(connection: Connection, plan: _Plan, mail: Sequence[Append]) -> None:
+def _answer_mail(connection: Connection, plan: Plan, mail: Sequence[Append]) -> None:
     answers = {request.request_id: outcome for request, outcome in plan.outcomes}
     connection.execute(
         update(inbox)

@@ -24,6 +24,7 @@ BUSY_TIMEOUT_S = 30.0
 LONGEST_BUSY_WAIT_S = 0.02
 READERS = 4
 CACHE_KIB = 32_768
+INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 QUICK_S = 0.002
 """Transactions that usually take no longer are done in place."""
 FAST_WATCH_S, SLOW_WATCH_S = 0.005, 0.025
@@ -36,6 +37,11 @@ class SQLiteBackend(Backend):
     """A file in WAL mode; every commit is on disk before it is acknowledged."""
 
     now_us = "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
+
+    _move = (
+        f"UPDATE head SET size = coalesce(?, size), lease_until_us = {now_us} + ? "
+        "WHERE id = 1 AND epoch = ?"
+    )
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser()
@@ -81,6 +87,29 @@ class SQLiteBackend(Backend):
     async def glance(self, work: Callable[[Connection], T]) -> T:
         """In place: readers wait for nobody here, and a hop to a thread costs more."""
         return self.read_now(work)
+
+    async def append_rows(
+        self, rows: Sequence[EventRow], size: int, epoch: int, lease_us: int
+    ) -> bool:
+        """In place and straight to the driver: else half of the time would be SQLAlchemy's."""
+        async with self._write_lock:
+            if self._connection is not None and self._usual_s < QUICK_S:
+                driver: Any = self._connection.connection.dbapi_connection
+                began = time.perf_counter()
+                try:
+                    driver.execute("BEGIN IMMEDIATE")
+                    moved = driver.execute(self._move, (size, lease_us, epoch)).rowcount == 1
+                    if moved:
+                        driver.executemany(INSERT, rows)
+                    driver.execute("COMMIT")
+                    self._usual_s += (time.perf_counter() - began - self._usual_s) / 8
+                    return bool(moved)
+                except BaseException as error:
+                    if driver.in_transaction:
+                        driver.execute("ROLLBACK")
+                    if _code(error) != sqlite3.SQLITE_BUSY:
+                        raise
+        return await super().append_rows(rows, size, epoch, lease_us)
 
     async def write_once(self, work: Callable[[Connection], T]) -> T:
         """In the thread for writing; in place while commits are quicker than a hop to it."""
@@ -144,17 +173,12 @@ class SQLiteBackend(Backend):
     ) -> None:
         # Straight to the driver: SQLAlchemy looks at every row once more.
         driver: Any = connection.connection.dbapi_connection
-        driver.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        driver.executemany(INSERT, rows)
 
     def move_head(  # noqa: D102
         self, connection: Connection, size: int | None, epoch: int, lease_us: int
     ) -> bool:
-        moved = connection.exec_driver_sql(
-            f"UPDATE head SET size = coalesce(?, size), lease_until_us = {self.now_us} + ? "
-            "WHERE id = 1 AND epoch = ?",
-            (size, lease_us, epoch),
-        )
-        return moved.rowcount == 1
+        return connection.exec_driver_sql(self._move, (size, lease_us, epoch)).rowcount == 1
 
     async def hold_alive_lock(self) -> bool:  # noqa: D102
         if self._alive is not None:
