@@ -51,6 +51,13 @@ class Append:
         """Nobody knows whether it was committed: from now on look before writing."""
         self.events = [event._replace(is_fresh=False) for event in self.events]
 
+    def answer(self, outcome: list[Recorded] | LoomOSError) -> None:
+        """Tell who asked."""
+        if isinstance(outcome, LoomOSError):
+            self.fail(outcome)
+        else:
+            self.resolve(outcome)
+
     def resolve(self, recorded: list[Recorded]) -> None:
         """It is done."""
         if not self.outcome.done():

@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from loomos.errors import LoomOSError
-from loomos.loomdb.appends import Append, Recorded, decode_outcome, encode_outcome
+from loomos.loomdb.appends import Append, Recorded, encode_outcome
 from loomos.loomdb.backend import Backend, wait_for_ring
 from loomos.loomdb.errors import LedgerFull, LedgerUnavailable
+from loomos.loomdb.forwarding import Forwarder
 from loomos.loomdb.merkle import Tile, Tree
 from loomos.loomdb.planning import Plan, Planner
 from loomos.loomdb.schema import head, inbox, tiles
@@ -77,7 +77,7 @@ class Sequencer:
         self._tree = Tree()
         self._planner = Planner()
         self._queue: deque[Append] = deque()
-        self._forwarded: dict[str, Append] = {}
+        self._forwarder = Forwarder(backend)
         self._wake = asyncio.Event()
         self._committing = asyncio.Lock()
         self._leading = asyncio.Event()
@@ -119,7 +119,7 @@ class Sequencer:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._task, timeout=10)
         self._backend.bell.remove_listener(self._ring)
-        for request in (*self._queue, *self._forwarded.values()):
+        for request in (*self._queue, *self._forwarder):
             request.fail(LedgerUnavailable("this process stopped; append again with the same id"))
 
     async def append(self, request: Append, timeout_s: float) -> list[Recorded]:
@@ -292,69 +292,21 @@ class Sequencer:
         """Forward what is queued, and learn what became of what was forwarded."""
         rung = self._backend.bell.listen()
         if self._queue:
-            await self._forward()
-        if self._forwarded:
-            await self._learn()
+            batch = list(self._queue)
+            await self._forwarder.put(batch)
+            for _ in batch:
+                self._queue.popleft()
+        if self._forwarder:
+            self._queue.extend(await self._forwarder.collect())
         if self._stopping or self._queue:
             return
         self._wake.clear()
         # With nothing to do it waits for appends, or for its turn to lead.
-        if self._forwarded:
+        if self._forwarder:
             await wait_for_ring(rung, FOLLOW_POLL_S)
         else:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), FOLLOW_POLL_S)
-
-    async def _forward(self) -> None:
-        batch = list(self._queue)
-        rows = [
-            {
-                "request": request.encode(),
-                "request_id": request.request_id,
-                "submitted_us": time.time_ns() // 1000,
-            }
-            for request in batch
-        ]
-
-        def put(connection: Connection) -> None:
-            connection.execute(
-                text(
-                    "INSERT INTO inbox (request_id, request, submitted_us) "
-                    "VALUES (:request_id, :request, :submitted_us) ON CONFLICT DO NOTHING"
-                ),
-                rows,
-            )
-            self._backend.ring_sequencer(connection)
-
-        await self._backend.write_once(put)
-        for request in batch:
-            self._queue.popleft()
-            self._forwarded[request.request_id] = request
-
-    async def _learn(self) -> None:
-        for request_id, request in list(self._forwarded.items()):
-            if request.outcome.cancelled():
-                del self._forwarded[request_id]
-        query = select(inbox.c.request_id, inbox.c.outcome).where(
-            inbox.c.request_id.in_(list(self._forwarded))
-        )
-        answers = await self._backend.read_once(lambda c: c.execute(query).all())
-        found = {request_id: outcome for request_id, outcome in answers}
-        for request_id, request in list(self._forwarded.items()):
-            if request_id not in found:
-                # Answered and cleared away while this process slept: ask again.
-                del self._forwarded[request_id]
-                request.doubt()
-                self._queue.append(request)
-            elif found[request_id] is not None:
-                self._answer(self._forwarded.pop(request_id), decode_outcome(found[request_id]))
-
-    @staticmethod
-    def _answer(request: Append, outcome: list[Recorded] | LoomOSError) -> None:
-        if isinstance(outcome, LoomOSError):
-            request.fail(outcome)
-        else:
-            request.resolve(outcome)
 
     # --- leading ---
 
@@ -442,9 +394,8 @@ class Sequencer:
         self._tree = tree
         self._planner.remember(plan)
         for request, outcome in plan.outcomes:
-            self._answer(request, outcome)
-            if forwarded := self._forwarded.pop(request.request_id, None):
-                self._answer(forwarded, outcome)
+            request.answer(outcome)
+            self._forwarder.answer(request.request_id, outcome)
         self._backend.bell.ring()
 
     async def _write_few(self, batch: Sequence[Append]) -> tuple[Plan | None, Tree]:

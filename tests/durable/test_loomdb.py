@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -541,3 +542,25 @@ def test_a_script_that_never_closes_its_database_ends(tmp_path: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+async def test_a_file_that_stays_locked_is_unavailable_and_then_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loomos.loomdb.sqlite.BUSY_TIMEOUT_S", 0.3)
+    async with LoomDB(f"sqlite:///{tmp_path / 'loom.db'}") as db:
+        await db.append("s", numbered(1))
+        other = sqlite3.connect(tmp_path / "loom.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable):
+            await db.append("s", numbered(1), timeout_s=1)
+        with pytest.raises(LedgerUnavailable, match="locked"):
+            await db.project(Totals())
+        other.execute("ROLLBACK")
+        other.close()
+        event = NewEvent(event_type="tick", event_id="after", data={"n": 0})
+        async with asyncio.timeout(10):
+            await db.append("s", [event])
+        found = await db.query_events()
+        assert [e.position for e in found] == list(range(len(found)))
+        assert len([e for e in found if e.event_id == "after"]) == 1
