@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loomos.loomdb.appends import Recorded
-    from loomos.loomdb.database import LoomDB, Metrics, MetricSummary
+    from loomos.loomdb.database import LoomDB
     from loomos.loomdb.event_types import EventType
     from loomos.loomdb.events import AuditContext, Event, NewEvent, Service
+    from loomos.loomdb.metrics import Metrics, MetricSummary
     from loomos.loomdb.projections import Projection
 
 __all__ = [
@@ -35,8 +36,8 @@ _HOME = {
     "Event": "events",
     "EventType": "event_types",
     "LoomDB": "database",
-    "MetricSummary": "database",
-    "Metrics": "database",
+    "MetricSummary": "metrics",
+    "Metrics": "metrics",
     "NewEvent": "events",
     "Projection": "projections",
     "Recorded": "appends",

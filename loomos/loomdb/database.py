@@ -14,7 +14,6 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -36,14 +35,14 @@ from loomos.loomdb.events import (
     Service,
     Upcasters,
     check_name,
-    moment,
     prepare,
     read_event,
     subject_of,
 )
 from loomos.loomdb.ledger import Ledger
+from loomos.loomdb.metrics import Metrics, ResourceMetrics, read_metrics
 from loomos.loomdb.notes import SignerKey
-from loomos.loomdb.projections import Projection, ResourceMetrics
+from loomos.loomdb.projections import Projection
 from loomos.loomdb.queries import Filter
 from loomos.loomdb.schema import events, head
 from loomos.loomdb.sequencer import LEASE_S, Sequencer
@@ -61,35 +60,6 @@ LEAD_PATIENCE_S = 5.0
 READ_AHEAD = 1000
 WATCH_POLL_S = 2.0
 """A subscription looks at least so often, should a wake-up be lost."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricSummary:
-    """Samples of one number."""
-
-    count: int
-    mean: float
-    minimum: float
-    maximum: float
-    last: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """What is known of a resource from its events."""
-
-    resource_id: str
-    events: int
-    """How many are about it."""
-    first_at: datetime
-    last_at: datetime
-    last_event_type: EventType
-    values: dict[str, MetricSummary]
-    """Per number that its events carried."""
-
-
-class UnknownResource(NotFound, ValueError):
-    """No event is about it."""
 
 
 class LoomDB:
@@ -423,35 +393,8 @@ class LoomDB:
         Raises:
             UnknownResource: no event is about it; it is a ValueError too.
         """
-        model = ResourceMetrics()
-        await self.project(model)
-        resources, samples = model.resources, model.samples
-        about = select(resources).where(resources.c.resource == resource_id)
-        numbers = (
-            select(samples).where(samples.c.resource == resource_id).order_by(samples.c.metric)
-        )
-        row, values = await self._backend.read(
-            lambda c: (c.execute(about).one_or_none(), c.execute(numbers).all())
-        )
-        if row is None:
-            raise UnknownResource(f"no event is about {resource_id!r}")
-        return Metrics(
-            resource_id=resource_id,
-            events=row.events,
-            first_at=moment(row.first_us),
-            last_at=moment(row.last_us),
-            last_event_type=EventType.of(row.last_type),
-            values={
-                v.metric: MetricSummary(
-                    count=v.samples,
-                    mean=v.total / v.samples,
-                    minimum=v.minimum,
-                    maximum=v.maximum,
-                    last=v.last,
-                )
-                for v in values
-            },
-        )
+        await self.project(ResourceMetrics())
+        return await self._backend.glance(lambda c: read_metrics(c, resource_id))
 
     # --- persons ---
 
