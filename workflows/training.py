@@ -447,6 +447,8 @@ class TrainingRun:
             self._journal.enter(JobState.FAILED, str(error))
         else:
             return
+        if self._generation:
+            self._facts.checkpoints()
         self._facts.ended(self._journal.state, self._journal.message)
         await self._facts.settle()
 

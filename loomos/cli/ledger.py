@@ -221,7 +221,7 @@ async def _audit(
     with _progress() as progress:
         if folder is not None:
             return await asyncio.to_thread(audit_folder, folder, policy, anchors, progress)
-        async with LoomDB(url, may_lead=False) as db:
+        async with LoomDB(_existing(url), may_lead=False) as db:
             return await db.audit(policy, anchors, progress)
 
 
@@ -230,8 +230,20 @@ async def _export(folder: Path, url: str | None) -> int:
     from loomos.loomdb.static import export_folder
 
     with _progress() as progress:
-        async with LoomDB(url, may_lead=False) as db:
+        async with LoomDB(_existing(url), may_lead=False) as db:
             return await export_folder(db, folder, progress)
+
+
+def _existing(url: str | None) -> str:
+    """The database's URL; opening a file that is not there would make an empty one."""
+    from loomos.errors import InvalidInput
+    from loomos.settings import load_settings
+
+    chosen = url or load_settings().loomdb.url
+    scheme, _, path = chosen.partition(":///")
+    if scheme.startswith("sqlite") and not Path(path).exists():
+        raise InvalidInput(f"there is no database at {path}; give --url")
+    return chosen
 
 
 class _progress:

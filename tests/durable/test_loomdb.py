@@ -564,3 +564,25 @@ async def test_a_file_that_stays_locked_is_unavailable_and_then_goes_on(
         found = await db.query_events()
         assert [e.position for e in found] == list(range(len(found)))
         assert len([e for e in found if e.event_id == "after"]) == 1
+
+
+@pytest.mark.parametrize("db_url", ["postgres"], indirect=True)
+async def test_the_writer_role_can_only_add(db_url: str) -> None:
+    async with LoomDB(db_url):
+        pass
+    key = SignerKey.generate("test/log")
+    async with LoomDB(f"{db_url}?role=loomdb_writer", log_key=key) as db:
+        await db.append("s", numbered(300), ALICE)
+        await db.ledger.sign()
+        assert (await db.get_performance_metrics("s")).values["n"].maximum == 299
+        await db.erase_subject("alice", CONTROL)
+        for statement in (
+            "UPDATE events SET entry = ''",
+            "DELETE FROM tiles",
+            "TRUNCATE checkpoints",
+            "ALTER TABLE events DISABLE TRIGGER ALL",
+            "DROP TABLE events",
+        ):
+            with pytest.raises(Exception, match=r"permission denied|must be owner"):
+                await db._backend.write(lambda c, s=statement: c.exec_driver_sql(s))
+        assert (await db.audit(Policy.for_log(key.verifier))).ok

@@ -246,18 +246,28 @@ async def test_failed_and_cancelled_jobs_are_told_of(stack: Stack, client: LoomO
     job["spec"]["model"]["config"]["hidden_size"] = 63
     failed = (await client.submit_job_from_manifest(manifest(job))).job_id
     await stack.until(client, failed, JobState.FAILED)
-    waiting = tiny_job("cancelled", max_steps=4000)
-    cancelled = (await client.submit_job_from_manifest(manifest(waiting))).job_id
+    running = tiny_job("cancelled", max_steps=4000)
+    cancelled = (await client.submit_job_from_manifest(manifest(running))).job_id
+    await stack.eventually(
+        lambda: client.get_job_status(cancelled),
+        lambda job: job.training is not None and job.training.step >= 25,
+    )
     await client.cancel_job(cancelled)
     await stack.until(client, cancelled, JobState.CANCELLED)
     for job_id, state in ((failed, "failed"), (cancelled, "cancelled")):
         page = await stack.eventually(
             lambda job_id=job_id: client.ledger.events(stream=f"job:{job_id}"),
-            lambda page: page.events and page.events[-1].event_type == "job_ended",
+            lambda page: any(e.event_type == "job_ended" for e in page.events),
         )
         assert page.events[0].event_type == "job_submitted"
         assert page.events[0].by
-        assert page.events[-1].data["state"] == state
+        (ended,) = [e for e in page.events if e.event_type == "job_ended"]
+        assert ended.data["state"] == state
+    page = await stack.eventually(
+        lambda: client.ledger.events(stream=f"job:{cancelled}"),
+        lambda page: any(e.event_type == "checkpoint_committed" for e in page.events),
+    )
+    assert page.events
 
 
 async def test_events_are_followed_across_a_restart_of_the_gateway(

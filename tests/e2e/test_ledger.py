@@ -160,6 +160,8 @@ async def test_the_command_line_proves_verifies_audits_and_exports(
         (["ledger", "verify", "none.tlog-proof"], "cannot be read"),
         (["ledger", "prove", "99999999"], "no event at position"),
         (["ledger", "audit", "none"], "holds no checkpoint"),
+        (["ledger", "audit", "--url", "sqlite:////none/such.db"], "no database at /none/such.db"),
+        (["ledger", "audit", "--url", "mysql://x"], "sqlite:///PATH"),
         (["ledger", "keygen", "two words", "k"], "no spaces"),
         (["ledger", "audit", "--policy", "none"], "policy none cannot be read"),
         (["provenance", "show", "nameless"], "not MODEL@VERSION"),

@@ -122,3 +122,6 @@ def _make_writer_role() -> None:
         f"TO {WRITER_ROLE}"
     )
     op.execute(f"GRANT SELECT ON alembic_version TO {WRITER_ROLE}")
+    # Read models make tables of their own.
+    schema = op.get_bind().scalar(sa.text("SELECT current_schema()"))
+    op.execute(f'GRANT CREATE, USAGE ON SCHEMA "{schema}" TO {WRITER_ROLE}')
