@@ -437,20 +437,21 @@ class TrainingRun:
         )
 
     async def _end_badly(self, error: BaseException) -> None:
-        if isinstance(error, workflow.ContinueAsNewError) or self._job.spec.algorithm == "noop":
-            return
+        """Let the ledger know, then say how it ended."""
         if is_cancelled_exception(error):
-            self._journal.enter(JobState.CANCELLED, "cancelled")
+            state, message = JobState.CANCELLED, "cancelled"
         elif isinstance(error, ActivityError) and error.cause is not None:
-            self._journal.enter(JobState.FAILED, str(error.cause))
+            state, message = JobState.FAILED, str(error.cause)
         elif isinstance(error, ApplicationError):
-            self._journal.enter(JobState.FAILED, str(error))
+            state, message = JobState.FAILED, str(error)
         else:
             return
-        if self._generation:
-            self._facts.checkpoints()
-        self._facts.ended(self._journal.state, self._journal.message)
-        await self._facts.settle()
+        if self._job.spec.algorithm != "noop":
+            if self._generation:
+                self._facts.checkpoints()
+            self._facts.ended(state, message)
+            await self._facts.settle()
+        self._journal.enter(state, message)
 
     async def _continue_as_new_if_long(self) -> None:
         if not workflow.info().is_continue_as_new_suggested():
