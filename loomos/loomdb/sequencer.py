@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 
 from loomos.loomdb.appends import Append, Recorded, encode_outcome
 from loomos.loomdb.backend import Backend, wait_for_ring
-from loomos.loomdb.errors import LedgerFull, LedgerUnavailable
+from loomos.loomdb.errors import HistoryChanged, LedgerFull, LedgerUnavailable
 from loomos.loomdb.forwarding import Forwarder
 from loomos.loomdb.merkle import Tile, Tree
 from loomos.loomdb.planning import Plan, Planner
@@ -218,10 +218,15 @@ class Sequencer:
                 if self._backend.is_lost(error) or self._backend.is_full(error):
                     log.warning("the ledger's database does not answer: %s", error)
                 else:
-                    # Nothing that is queued may hang because of a defect.
+                    # Nothing that is queued may hang because of a defect, here or in the tables.
                     log.exception("the sequencer failed")
+                    told = (
+                        _foreign_row(self._tree.size)
+                        if self._backend.is_duplicate(error)
+                        else error
+                    )
                     while self._queue:
-                        self._queue.popleft().fail(error)
+                        self._queue.popleft().fail(told)
                 await asyncio.sleep(RETRY_S)
         await self._give_back()
 
@@ -447,6 +452,13 @@ class Sequencer:
         oldest = time.time_ns() // 1000 - int(INBOX_KEPT_S * 1_000_000)
         old = delete(inbox).where(inbox.c.outcome.is_not(None), inbox.c.submitted_us < oldest)
         await self._backend.write_once(lambda c: c.execute(old))
+
+
+def _foreign_row(size: int) -> HistoryChanged:
+    return HistoryChanged(
+        f"somebody wrote into the ledger's tables: behind its {size} entries there are rows that "
+        "its sequencer did not write; `loomos ledger audit` locates them"
+    )
 
 
 def _insert_tiles(connection: Connection, full: Sequence[Tile]) -> None:

@@ -586,3 +586,16 @@ async def test_the_writer_role_can_only_add(db_url: str) -> None:
             with pytest.raises(Exception, match=r"permission denied|must be owner"):
                 await db._backend.write(lambda c, s=statement: c.exec_driver_sql(s))
         assert (await db.audit(Policy.for_log(key.verifier))).ok
+
+
+async def test_a_row_that_the_sequencer_did_not_write_stops_it(db: LoomDB) -> None:
+    await db.append("s", numbered(2))
+    forge = (
+        "INSERT INTO events SELECT 2, 'forged', 'x', 1, event_type, schema, time_us, entry, leaf "
+        "FROM events WHERE position = 0"
+    )
+    await db._backend.write(lambda c: c.exec_driver_sql(forge))
+    with pytest.raises(HistoryChanged, match="behind its 2 entries"):
+        await db.append("s", numbered(1))
+    assert await db.size() == 2
+    assert [f.first for f in (await db.audit()).findings] == [2]
