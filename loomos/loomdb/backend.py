@@ -90,6 +90,7 @@ class Backend(ABC):
     now_us: str
     """SQL for the database's clock, in microseconds since the epoch."""
     bell: Bell
+    _watch: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def read_once(self, work: Callable[[Connection], T]) -> T:
@@ -194,6 +195,14 @@ class Backend(ABC):
     @abstractmethod
     async def erase(self, work: Callable[[Connection], T]) -> T:
         """As `write`; what `work` removes is overwritten, as far as the database can."""
+
+    async def stop_watching(self) -> None:
+        """Ring no more for others."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+            self._watch = None
 
     @abstractmethod
     async def close(self) -> None:

@@ -346,11 +346,12 @@ class LoomDB:
             rung = self._backend.bell.listen()
             try:
                 size, rows = await self._backend.read(look)
+                found = await self._events(rows)
             except LedgerUnavailable as error:
                 log.warning("a subscription waits at %d: %s", next_position, error)
                 continue
-            for found in await self._events(rows):
-                yield found
+            for event in found:
+                yield event
             if next_position >= size:
                 await wait_for_ring(rung, WATCH_POLL_S)
             next_position = rows[-1][0] + 1 if len(rows) == READ_AHEAD else max(size, after + 1)

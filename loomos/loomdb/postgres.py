@@ -80,7 +80,6 @@ class PostgresBackend(Backend):
             event.listen(engine.sync_engine, "connect", self._take_role)
         self._writing = asyncio.Lock()
         self._alive: Any = None
-        self._watch: asyncio.Task[None] | None = None
 
     def _take_role(self, connection: Any, record: object) -> None:
         """Act as the role of the URL's `role=`, which need have no rights but to add."""
@@ -216,11 +215,7 @@ class PostgresBackend(Backend):
         return result
 
     async def close(self) -> None:  # noqa: D102
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
-            self._watch = None
+        await self.stop_watching()
         await self.free_alive_lock()
         await self._writer.dispose()
         await self._reader.dispose()

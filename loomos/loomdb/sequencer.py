@@ -194,11 +194,12 @@ class Sequencer:
                 size, end = await self._backend.write_once(write)
                 while size < end:
                     size, end = await self._backend.write_once(write)
-                self._tree = await self._backend.read_once(lambda c: load_tree(c, end))
             except Fenced:
                 raise LedgerUnavailable("another process sequences; stop it first") from None
             finally:
+                # Some may have come in before a failure: the tree must be over what is there.
                 self._planner.forget()
+                self._tree = await self._backend.read(_whole_tree)
         self._backend.bell.ring()
 
     # --- the loop ---
@@ -287,6 +288,7 @@ class Sequencer:
         if self._epoch is None:
             return
         end = update(head).where(head.c.epoch == self._epoch).values(lease_until_us=0)
+        # Only a courtesy to the next one: if the database is away, the lease ends by itself.
         with contextlib.suppress(DBAPIError, OSError):
             await self._backend.write_once(lambda c: c.execute(end))
         await self._step_down()
@@ -318,10 +320,11 @@ class Sequencer:
     async def _lead(self) -> None:
         """One round: commit what waits, or wait."""
         self._wake.clear()
-        batch = self._take()
         now = time.monotonic()
         mail_in = self._mail_at + MAIL_INTERVAL_S - now
         mail = await self._mail() if self._has_mail and mail_in <= 0 else []
+        # Taken last: what was taken must be committed, put back, or told.
+        batch = self._take()
         if batch or mail:
             await self._commit(batch, mail)
             return
@@ -452,6 +455,10 @@ class Sequencer:
         oldest = time.time_ns() // 1000 - int(INBOX_KEPT_S * 1_000_000)
         old = delete(inbox).where(inbox.c.outcome.is_not(None), inbox.c.submitted_us < oldest)
         await self._backend.write_once(lambda c: c.execute(old))
+
+
+def _whole_tree(connection: Connection) -> Tree:
+    return load_tree(connection, connection.execute(select(head.c.size)).scalar_one())
 
 
 def _foreign_row(size: int) -> HistoryChanged:

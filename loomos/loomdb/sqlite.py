@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import sqlite3
@@ -55,7 +54,6 @@ class SQLiteBackend(Backend):
         self._write_lock = asyncio.Lock()
         self._usual_s = 0.0
         self._alive: int | None = None
-        self._watch: asyncio.Task[None] | None = None
 
     def _engine(self, begin: str, pool_size: int, timeout_s: float) -> Engine:
         engine = create_engine(
@@ -252,11 +250,7 @@ class SQLiteBackend(Backend):
         return result
 
     async def close(self) -> None:  # noqa: D102
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
-            self._watch = None
+        await self.stop_watching()
         await self.free_alive_lock()
         await asyncio.to_thread(self._shut)
 

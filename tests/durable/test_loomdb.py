@@ -599,3 +599,29 @@ async def test_a_row_that_the_sequencer_did_not_write_stops_it(db: LoomDB) -> No
         await db.append("s", numbered(1))
     assert await db.size() == 2
     assert [f.first for f in (await db.audit()).findings] == [2]
+
+
+async def test_a_restore_that_breaks_off_leaves_tree_and_rows_alike(
+    db: LoomDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await db.append("s", numbered(5000))
+    await db.backup_database(tmp_path / "backup.db")
+    from loomos.loomdb import backups
+
+    bring = backups._bring
+
+    def break_off(source: Connection, target: Connection, since: int) -> int:
+        if since >= 2000:
+            raise RuntimeError("cut off")
+        return bring(source, target, since)
+
+    async with LoomDB(f"sqlite:///{tmp_path / 'new.db'}") as new:
+        monkeypatch.setattr(backups, "_bring", break_off)
+        with pytest.raises(RuntimeError, match="cut off"):
+            await new.restore_database(tmp_path / "backup.db")
+        assert await new.size() == 2000
+        monkeypatch.undo()
+        await new.restore_database(tmp_path / "backup.db")
+        (placed,) = await new.append("s", numbered(1), expected_version=5000)
+        assert placed.position == 5000
+        assert (await new.audit()).ok

@@ -263,11 +263,8 @@ async def test_failed_and_cancelled_jobs_are_told_of(stack: Stack, client: LoomO
         assert page.events[0].by
         (ended,) = [e for e in page.events if e.event_type == "job_ended"]
         assert ended.data["state"] == state
-    page = await stack.eventually(
-        lambda: client.ledger.events(stream=f"job:{cancelled}"),
-        lambda page: any(e.event_type == "checkpoint_committed" for e in page.events),
-    )
-    assert page.events
+    kinds = [e.event_type for e in page.events]
+    assert "checkpoint_committed" in kinds, "the last checkpoint of a cancelled job is a fact too"
 
 
 async def test_events_are_followed_across_a_restart_of_the_gateway(
