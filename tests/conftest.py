@@ -9,6 +9,8 @@ import pytest
 
 from activities.rank_host import RankHost
 from loomos.client.http import LoomOSClient
+from loomos.loomdb import LoomDB
+from loomos.loomdb.notes import SignerKey
 from tests.gangs import Lab, tiny_spec
 from tests.postgres import Postgres, running_postgres
 from tests.stack import Stack, running_stack
@@ -56,3 +58,10 @@ def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'loom.db'}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.create(f"t{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+async def db(db_url: str) -> AsyncIterator[LoomDB]:
+    """An open LoomDB that sequences and signs."""
+    async with LoomDB(db_url, log_key=SignerKey.generate("test/log")) as opened:
+        yield opened
