@@ -38,6 +38,8 @@ class Append:
     expected: tuple[str, int] | None = None
     """Stream and the version it must have before; None for any."""
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    refusal: LoomOSError | None = None
+    """Why it cannot be done, if that is known beforehand."""
     outcome: asyncio.Future[list[Recorded]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future(), repr=False
     )
@@ -84,7 +86,15 @@ class Append:
 
     @classmethod
     def decode(cls, request_id: str, text: str) -> Append:
-        """From the inbox."""
+        """From the inbox; what cannot be read becomes a request that is refused."""
+        try:
+            return cls._decode(request_id, text)
+        except (ValueError, TypeError, KeyError) as error:
+            refusal = InvalidInput(f"the request in the inbox cannot be read: {error!r}")
+            return cls([], None, request_id, refusal)
+
+    @classmethod
+    def _decode(cls, request_id: str, text: str) -> Append:
         content = json.loads(text)
         events = [
             Prepared(

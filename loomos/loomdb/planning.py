@@ -50,6 +50,8 @@ class Plan:
     def add(self, request: Append, known: Known) -> None:
         """Give a request's events their places, all or none."""
         try:
+            if request.refusal is not None:
+                raise request.refusal
             if request.expected is None and not request.may_be_known:
                 recorded = self._place_new(request.events)
             else:

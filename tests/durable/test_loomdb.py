@@ -14,6 +14,7 @@ from loomos.errors import InvalidInput, NotFound
 from loomos.loomdb import AuditContext, Event, EventType, LoomDB, NewEvent, Projection
 from loomos.loomdb.errors import EventIdReused, LedgerUnavailable, WrongVersion
 from loomos.loomdb.events import LARGEST_ENTRY_BYTES, new_event_ids
+from loomos.loomdb.schema import inbox
 from tests.events import ALICE, CONTROL, numbered
 
 # --- the seeds' API -----------------------------------------------------------------------------
@@ -344,3 +345,23 @@ async def test_older_shapes_are_upcast_and_the_entry_stays(db: LoomDB) -> None:
     assert json.loads(old.entry)["data"] == {"label": "x"}
     with pytest.raises(InvalidInput, match="already"):
         db.upcasters.register("renamed", 1, lambda d: d)
+
+
+async def test_an_unreadable_request_in_the_inbox_is_refused_and_holds_up_nobody(
+    db: LoomDB, db_url: str
+) -> None:
+    rows = [(f"bad-{n}", text) for n, text in enumerate(("{", "[]", '{"events":[[1]]}'))]
+    for request_id, text in rows:
+        row = {"request_id": request_id, "request": text, "submitted_us": 0}
+        await db._backend.write(lambda c, row=row: c.execute(insert(inbox).values(row)))
+    async with LoomDB(db_url, may_lead=False) as other:
+        (placed,) = await other.append("s", numbered(1))
+    assert placed.position == 0
+    outcomes = await db._backend.read(
+        lambda c: (
+            c.execute(select(inbox.c.outcome).where(inbox.c.request_id.like("bad-%")))
+            .scalars()
+            .all()
+        )
+    )
+    assert [json.loads(outcome)["error"] for outcome in outcomes] == ["InvalidInput"] * 3
