@@ -203,6 +203,9 @@ class WorkflowClient:
         """
         description = await self._described(job_id)
         run, status = await asyncio.gather(self._input(job_id), self._status(job_id))
+        if status is not None and status.state.is_final:
+            # It may have ended between the two questions; only Temporal knows when.
+            description = await self._described(job_id)
         summary = _summary(description)
         heard = [await self._live_progress(description), status.progress if status else None]
         training = max(
