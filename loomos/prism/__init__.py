@@ -1,0 +1,1 @@
+"""Prism: whether a model is good enough, said honestly."""
