@@ -57,7 +57,7 @@ class LedgerActivities:
         for fact in request.facts:
             who = AuditContext(user_id=fact.person) if fact.person else CONTROL
             await self._db.append(
-                stream_of(request.job_id), [_new_event(request.job_id, fact)], who
+                request.stream or stream_of(request.job_id), [_new_event(request.job_id, fact)], who
             )
         return Empty()
 

@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
+import httpx
 from fastapi import FastAPI
 
 from api import problems
 from api.context import Gateway
-from api.routes import cluster, health, jobs, ledger
+from api.routes import cluster, health, jobs, ledger, models, rollouts, serving
 from api.stream import RecentJobs
+from api.traffic import Traffic
+from loomos.client.delivery import DeliveryClient
 from loomos.client.temporal import connect
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import InvalidInput
@@ -22,6 +25,9 @@ from loomos.provenance import dsse
 from loomos.security.tokens import read_key
 from loomos.settings import LoomDBSettings, Settings, load_settings
 from loomos.storage import open_store
+
+MANY_CONNECTIONS = httpx.Limits(max_connections=2000, max_keepalive_connections=200)
+"""To the servers of models."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -36,10 +42,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             )
         client = await connect(chosen.temporal, patience_s=60)
         workflows = WorkflowClient(client, chosen.temporal)
-        async with LoomDB(chosen.loomdb.url, may_lead=False) as db:
+        store = open_store(chosen.storage)
+        async with (
+            LoomDB(chosen.loomdb.url, may_lead=False) as db,
+            httpx.AsyncClient(trust_env=False, limits=MANY_CONNECTIONS) as http,
+        ):
+            app.state.http = http
             app.state.gateway = Gateway(
                 workflows=workflows,
-                store=open_store(chosen.storage),
+                delivery=DeliveryClient(client),
+                traffic=Traffic(store),
+                store=store,
                 signing_key=read_key(chosen.auth.signing_key_file),
                 db=db,
                 policy=_policy(chosen.loomdb),
@@ -55,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    for routes in (health, jobs, cluster, ledger):
+    for routes in (health, jobs, cluster, ledger, models, rollouts, serving):
         app.include_router(routes.router)
     return app
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.traffic import Traffic
+from loomos.client.delivery import DeliveryClient
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import Forbidden, Unauthenticated
 from loomos.loomdb import LoomDB
@@ -33,6 +35,10 @@ class Gateway:
     """Whom to trust about the ledger."""
     attestation_key: str
     """PEM of the public key that signs provenance; empty without one."""
+    delivery: DeliveryClient
+    """What comes after training, on Temporal."""
+    traffic: Traffic
+    """Servers and route rows, as requests are passed on by."""
 
 
 def gateway(request: Request) -> Gateway:

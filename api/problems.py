@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from loomos.client.models import Problem, ProblemError
-from loomos.errors import InvalidInput, InvalidManifest, LoomOSError, Unavailable
+from loomos.errors import InvalidInput, InvalidManifest, LoomOSError, Overloaded, Unavailable
 from loomos.manifest import TrainingJob, field_errors
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def problem(error: LoomOSError) -> JSONResponse:
     headers = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | Overloaded):
         headers["Retry-After"] = "1"
     return JSONResponse(
         body.model_dump(), status_code=error.status, media_type=MEDIA_TYPE, headers=headers

@@ -7,6 +7,7 @@
     ├── Forbidden               403  the token lacks a scope
     ├── NotFound                404  no such job, node, artifact
     ├── Conflict                409  the state does not allow it, or a key was used before
+    ├── Overloaded              429  too many requests wait; try again soon              (retryable)
     ├── Unavailable             503  Temporal, S3 or a worker cannot be reached now     (retryable)
     └── TrainingError
         ├── InvalidData              the dataset cannot be used as written
@@ -97,6 +98,14 @@ class Conflict(LoomOSError):
 
     status = 409
     title = "Conflict"
+
+
+class Overloaded(LoomOSError):
+    """Too many requests wait already."""
+
+    retryable = True
+    status = 429
+    title = "Overloaded"
 
 
 class Unavailable(LoomOSError):

@@ -128,6 +128,36 @@ class NodeSettings(_Section):
     """Folder for checkpoints on their way and cached data. Default: the system's temporary one."""
 
 
+class ServingSettings(_Section):
+    """A process that serves models."""
+
+    id: str = Field(default_factory=lambda: f"serve-{socket.gethostname().lower()}")
+    """Name of the server, unique in the cluster."""
+    host: str = "127.0.0.1"
+    """Address to listen at."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8500
+    """Port to listen at."""
+    url: str | None = None
+    """URL at which the gateway reaches it. Default: from host and port."""
+    public_key_file: Path | None = None
+    """PEM of the key that signs models; nothing else is loaded."""
+    cache_dir: Path | None = None
+    """Folder for the files of models. Default: in the system's temporary one."""
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Most requests that are generated together."""
+    batch_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 3.0
+    """How long the first request of an idle engine waits for others."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Torch threads. Default: torch's own."""
+    drain_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long running requests may take when the process is asked to stop."""
+
+    @property
+    def advertised(self) -> str:
+        """Where it is reached."""
+        return (self.url or f"http://{self.host}:{self.port}").rstrip("/")
+
+
 class Settings(BaseSettings):
     """All settings."""
 
@@ -146,6 +176,7 @@ class Settings(BaseSettings):
     storage: StorageSettings = StorageSettings()
     loomdb: LoomDBSettings = Field(default_factory=LoomDBSettings)
     node: NodeSettings = Field(default_factory=NodeSettings)
+    serving: ServingSettings = Field(default_factory=ServingSettings)
 
     @classmethod
     def settings_customise_sources(

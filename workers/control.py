@@ -12,8 +12,10 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.control import ControlActivities
+from activities.endpoints import EndpointActivities
 from activities.failures import FailureInterceptor
 from activities.ledger import LedgerActivities
+from activities.rollouts import RolloutActivities
 from loomos.client.temporal import connect
 from loomos.jobs.names import CONTROL_QUEUE
 from loomos.loomdb import LoomDB
@@ -21,9 +23,11 @@ from loomos.runtime import run_process
 from loomos.settings import load_settings
 from workers.build import deployment
 from workflows.cluster import Cluster
+from workflows.endpoints import Endpoint, ModelChanges
+from workflows.rollouts import CanaryRollout
 from workflows.training import TrainingRun
 
-WORKFLOWS = [TrainingRun, Cluster]
+WORKFLOWS = [TrainingRun, Cluster, Endpoint, ModelChanges, CanaryRollout]
 
 
 def sandbox() -> SandboxedWorkflowRunner:
@@ -42,6 +46,8 @@ async def main(stop: asyncio.Event) -> None:
     control = ControlActivities(settings, client)
     db = LoomDB(settings.loomdb.url, may_lead=False)
     ledger = LedgerActivities(settings, db)
+    endpoints = EndpointActivities(settings, db)
+    rollouts = RolloutActivities(settings, client)
     worker = Worker(
         client,
         task_queue=CONTROL_QUEUE,
@@ -54,6 +60,15 @@ async def main(stop: asyncio.Event) -> None:
             ledger.record_facts,
             ledger.record_checkpoints,
             ledger.attest_model,
+            endpoints.open_endpoint,
+            endpoints.watch_endpoint,
+            endpoints.place_replicas,
+            endpoints.close_endpoint,
+            endpoints.change_registry,
+            rollouts.open_canary,
+            rollouts.set_traffic,
+            rollouts.watch_stage,
+            rollouts.close_canary,
         ],
         workflow_runner=sandbox(),
         interceptors=[FailureInterceptor()],

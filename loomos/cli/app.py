@@ -8,10 +8,13 @@ from loomos.cli import (
     auth,
     cluster,
     config,
+    endpoints,
     events,
     jobs,
     ledger,
+    models,
     provenance,
+    rollouts,
     stack,
     workers,
 )
@@ -23,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(models.app, name="models")
+app.add_typer(endpoints.app, name="endpoints")
+app.add_typer(rollouts.app, name="rollouts")
 app.add_typer(workers.app, name="workers")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(events.app, name="events")

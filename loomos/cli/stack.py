@@ -27,11 +27,12 @@ def register(app: typer.Typer) -> None:
 
 def up(
     nodes: Annotated[int, typer.Option(min=1, max=64, help="Worker nodes to run.")] = 2,
+    servers: Annotated[int, typer.Option(min=0, max=64, help="Serving processes to run.")] = 1,
     folder: Folder = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until all is healthy.")] = 120,
     output: Output = None,
 ) -> None:
-    """Start Temporal, S3, gateway, control worker and worker nodes on this machine."""
+    """Start Temporal, S3, gateway, control worker, nodes and servers on this machine."""
     import subprocess
     import sys
 
@@ -40,7 +41,10 @@ def up(
         state.prepare()
         with (state.logs / "supervisor.log").open("ab") as log:
             subprocess.Popen(
-                [sys.executable, "-m", "loomos.stack.supervisor", str(state.root), str(nodes)],
+                [
+                    *(sys.executable, "-m", "loomos.stack.supervisor"),
+                    *(str(state.root), str(nodes), str(servers)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,8 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from loomos.client.delivery_api import EndpointsApi, ModelsApi, RolloutsApi
+from loomos.client.delivery_models import Deployment, EndpointDetail, InferenceAnswer
 from loomos.client.job_spec import JobSpec
 from loomos.client.ledger import LedgerApi
 from loomos.client.models import (
@@ -39,6 +42,7 @@ from loomos.errors import (
     InvalidInput,
     LoomOSError,
     NotFound,
+    Overloaded,
     Unauthenticated,
     Unavailable,
 )
@@ -58,6 +62,7 @@ _ERRORS: dict[int, type[LoomOSError]] = {
     404: NotFound,
     409: Conflict,
     422: InvalidInput,
+    429: Overloaded,
     503: Unavailable,
 }
 
@@ -91,6 +96,9 @@ class LoomOSClient:
             transport=transport,
         )
         self.ledger = LedgerApi(self)
+        self.models = ModelsApi(self)
+        self.endpoints = EndpointsApi(self)
+        self.rollouts = RolloutsApi(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -327,6 +335,68 @@ class LoomOSClient:
         """Let a node take work again."""
         return await self.call("POST", f"/workers/{node_id}/uncordon", WorkerDetail)
 
+    # --- models ---
+
+    async def deploy_model(
+        self,
+        model_path: str | Path,
+        endpoint_name: str,
+        scaling_config: Mapping[str, Any] | None = None,
+        *,
+        wait_s: float = 120.0,
+    ) -> EndpointDetail:
+        """Serve a model under a name, and wait until a server can answer.
+
+        Args:
+            model_path: a folder that `save_pretrained` wrote, which is uploaded under the
+                endpoint's name; or a registered version, as `NAME@VERSION`.
+            endpoint_name: name of the endpoint; what it served before is replaced at once.
+            scaling_config: `min_instances`, `max_instances`, `auto_scaling` (false holds the
+                number at the minimum).
+            wait_s: how long to wait; 0 not to.
+
+        Raises:
+            InvalidInput: the folder is no model, or the scaling makes no sense.
+            Unavailable: no server could load it in time.
+        """
+        model = str(model_path)
+        if Path(model).is_dir():  # noqa: ASYNC240
+            made = await self.models.upload(model, endpoint_name)
+            model = f"{made.name}@{made.version}"
+        deployment = Deployment.model_validate(
+            {"endpoint": endpoint_name, "replicas": _replicas(scaling_config or {})}
+        )
+        detail = await self.models.deploy(model, deployment)
+        deadline = time.monotonic() + wait_s
+        while wait_s and not detail.is_ready:
+            reasons = "; ".join(r for server in detail.servers for r in server.failed.values())
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"no server has loaded {detail.route.stable.version} within {wait_s:g} s"
+                    + (f": {reasons}" if reasons else "; is one running?")
+                )
+            await asyncio.sleep(RETRY_DELAY_S)
+            detail = await self.endpoints.get(endpoint_name)
+        return detail
+
+    async def inference(
+        self,
+        endpoint_name: str,
+        input_data: Mapping[str, Any],
+        timeout_seconds: float = 30,
+        **options: Any,
+    ) -> InferenceAnswer:
+        """Ask an endpoint.
+
+        Args:
+            endpoint_name: which.
+            input_data: `{"text": ...}` to continue a text, `{"messages": [...]}` to converse.
+            timeout_seconds: how long the answer may take.
+            options: `max_tokens`, `temperature`, `user`.
+        """
+        body = {"input": dict(input_data), **options}
+        return await self.models.infer(endpoint_name, body, timeout_seconds)
+
     # --- requests ---
 
     async def call(self, method: str, path: str, model: type[ModelT], **options: Any) -> ModelT:
@@ -384,6 +454,16 @@ class LoomOSClient:
                         raise
                     raise self._unreachable(error) from error
             await asyncio.sleep(min(5.0, RETRY_DELAY_S * 2 ** min(failures, 4)))
+
+
+def _replicas(scaling: Mapping[str, Any]) -> dict[str, int]:
+    """Replicas from the SDK's words for them."""
+    known = {"min_instances", "max_instances", "auto_scaling"}
+    if unknown := sorted(scaling.keys() - known):
+        raise InvalidInput(f"scaling_config: no {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    fewest = int(scaling.get("min_instances", 1))
+    most = int(scaling.get("max_instances", fewest))
+    return {"min": fewest, "max": most if scaling.get("auto_scaling", True) else fewest}
 
 
 async def _parse_events(response: httpx.Response) -> AsyncIterator[tuple[str, Any, str | None]]:

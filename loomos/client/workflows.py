@@ -12,7 +12,7 @@ import binascii
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,7 +27,6 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
-    WorkflowUpdateFailedError,
 )
 from temporalio.common import (
     Priority,
@@ -37,9 +36,9 @@ from temporalio.common import (
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.exceptions import WorkflowAlreadyStartedError
 
+from loomos.client.answers import answered
 from loomos.client.models import (
     JobDetail,
     JobPage,
@@ -48,7 +47,7 @@ from loomos.client.models import (
     Submitted,
     WorkerDetail,
 )
-from loomos.errors import Conflict, InvalidInput, LoomOSError, NotFound, Unavailable
+from loomos.errors import Conflict, InvalidInput, NotFound, Unavailable
 from loomos.jobs.messages import (
     ClusterStatus,
     JobStatus,
@@ -73,8 +72,6 @@ PRIORITY = SearchAttributeKey.for_int("LoomPriority")
 LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
 
 MANIFEST_MEMO = "manifest_sha256"
-ANSWER_TIMEOUT_S = 10.0
-"""How long a workflow may take to answer an update or query."""
 
 _CLOSED_STATE = {
     WorkflowExecutionStatus.COMPLETED: JobState.COMPLETED,
@@ -137,7 +134,7 @@ class WorkflowClient:
         self, run: TrainingRunInput, digest: str, reuse: WorkflowIDReusePolicy
     ) -> None:
         model = run.spec.model.base_model if run.spec.model else run.spec.algorithm
-        await _answered(
+        await answered(
             self._client.start_workflow(
                 "TrainingRun",
                 run,
@@ -188,7 +185,7 @@ class WorkflowClient:
         pages = self._client.list_workflows(
             " AND ".join(query), page_size=limit, next_page_token=_decode_cursor(cursor)
         )
-        await _answered(pages.fetch_next_page())
+        await answered(pages.fetch_next_page())
         newest = {execution.id: execution for execution in reversed(pages.current_page or [])}
         return JobPage(
             jobs=[_summary(execution) for execution in reversed(newest.values())],
@@ -245,7 +242,7 @@ class WorkflowClient:
         description = await self._described(job_id)
         if description.status != WorkflowExecutionStatus.RUNNING:
             raise Conflict(f"job {job_id} is {_summary(description).state}; nothing to cancel")
-        await _answered(self._handle(job_id).cancel())
+        await answered(self._handle(job_id).cancel())
 
     async def pause_job(self, job_id: str) -> JobStatus:
         """Checkpoint a job and take its nodes away."""
@@ -303,7 +300,7 @@ class WorkflowClient:
             runs.add(run.run_id)
         for run_id in sorted(runs):
             with contextlib.suppress(NotFound):
-                await _answered(
+                await answered(
                     self._client.workflow_service.delete_workflow_execution(
                         DeleteWorkflowExecutionRequest(
                             namespace=self._client.namespace,
@@ -323,14 +320,14 @@ class WorkflowClient:
         """Nodes, queue and leases; an empty cluster if no node has ever registered."""
         handle = self._client.get_workflow_handle(CLUSTER_WORKFLOW_ID)
         try:
-            return await _answered(handle.query("status", result_type=ClusterStatus))
+            return await answered(handle.query("status", result_type=ClusterStatus))
         except NotFound:
             return ClusterStatus()
 
     async def command_node(self, command: NodeCommand) -> ClusterStatus:
         """Cordon, uncordon, drain or remove a node."""
         handle = self._client.get_workflow_handle(CLUSTER_WORKFLOW_ID)
-        return await _answered(
+        return await answered(
             handle.execute_update("command_node", command, result_type=ClusterStatus)
         )
 
@@ -359,7 +356,7 @@ class WorkflowClient:
 
     async def check(self) -> None:
         """Raise `Unavailable` unless Temporal answers."""
-        await _answered(self._client.service_client.check_health())
+        await answered(self._client.service_client.check_health())
 
     # --- inside ---
 
@@ -368,7 +365,7 @@ class WorkflowClient:
 
     async def _described(self, job_id: str) -> WorkflowExecutionDescription:
         try:
-            description = await _answered(self._handle(job_id).describe())
+            description = await answered(self._handle(job_id).describe())
         except NotFound:
             raise NotFound(f"no job {job_id!r}; `loomos jobs list` shows them") from None
         except InvalidInput:
@@ -388,7 +385,7 @@ class WorkflowClient:
     async def _status(self, job_id: str) -> JobStatus | None:
         """The workflow's own answer; None when no worker can give it now."""
         try:
-            return await _answered(self._handle(job_id).query("status", result_type=JobStatus))
+            return await answered(self._handle(job_id).query("status", result_type=JobStatus))
         except (Unavailable, WorkflowQueryFailedError, WorkflowQueryRejectedError):
             return None
 
@@ -412,42 +409,11 @@ class WorkflowClient:
             raise Conflict(f"job {job_id} is {_summary(description).state}; it cannot {name}")
         arguments = [] if argument is None else [argument]
         try:
-            return await _answered(
+            return await answered(
                 self._handle(job_id).execute_update(name, args=arguments, result_type=JobStatus)
             )
         except Conflict as error:
             raise Conflict(f"job {job_id}: {error}") from None
-
-
-async def _answered(call: Awaitable[T]) -> T:
-    """Await a call to Temporal; its failures become ours."""
-    try:
-        return await asyncio.wait_for(call, ANSWER_TIMEOUT_S)
-    except TimeoutError:
-        raise Unavailable(
-            f"no answer within {ANSWER_TIMEOUT_S:.0f} s; is a control worker running?"
-        ) from None
-    except WorkflowUpdateFailedError as error:
-        raise _from_failure(error.cause) from None
-    except RPCError as error:
-        raise _from_rpc(error) from None
-
-
-def _from_failure(cause: BaseException | None) -> LoomOSError:
-    kinds: dict[str, type[LoomOSError]] = {"NotFound": NotFound, "Conflict": Conflict}
-    if isinstance(cause, ApplicationError) and cause.type in kinds:
-        return kinds[cause.type](cause.message)
-    return Conflict(str(cause))
-
-
-def _from_rpc(error: RPCError) -> LoomOSError:
-    if error.status == RPCStatusCode.NOT_FOUND:
-        return NotFound(error.message)
-    if error.status == RPCStatusCode.INVALID_ARGUMENT:
-        return InvalidInput(error.message)
-    if error.status == RPCStatusCode.FAILED_PRECONDITION:
-        return Unavailable(f"no control worker answers ({error.message})")
-    return Unavailable(f"Temporal: {error.message}; `loomos status` tells")
 
 
 def _state_query(state: JobState) -> str:

@@ -29,6 +29,8 @@ class RecordFacts(Message):
     """Whose."""
     facts: list[Fact]
     """In their order."""
+    stream: str = ""
+    """Stream of the ledger. Default: the job's."""
 
 
 class RecordCheckpoints(Message):

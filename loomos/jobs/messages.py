@@ -73,6 +73,8 @@ class ResolvedInputs(Message):
     """Likewise of separate validation data."""
     code: str
     """Version of LoomOS that resolved it."""
+    base_version: str = ""
+    """`NAME@VERSION` of the base model, if it is a registered one."""
 
 
 # --- leases -------------------------------------------------------------------------------------
@@ -407,17 +409,22 @@ class TrainingRunInput(Message):
     """State of the run that this one continues."""
 
 
-class TimelineEntry(Message):
-    """Something that happened to a job."""
+class TimelineEntryBase(Message):
+    """Something that happened."""
 
     sequence: int
     """Counts from 1."""
     at: datetime
     """When."""
-    state: JobState
-    """State after it."""
     message: str
     """For people."""
+
+
+class TimelineEntry(TimelineEntryBase):
+    """Something that happened to a job."""
+
+    state: JobState
+    """State after it."""
 
 
 class AttemptSummary(Message):

@@ -9,6 +9,21 @@ CLUSTER_WORKFLOW_ID = "loomos-cluster"
 """The one `Cluster` workflow of a namespace."""
 
 JOB_KIND = "TrainingJob"
+ENDPOINT_KIND = "Endpoint"
+ROLLOUT_KIND = "CanaryRollout"
+VERIFICATION_KIND = "VerificationSuite"
+CONTINUAL_KIND = "ContinualLearning"
+
+
+def endpoint_workflow_id(name: str) -> str:
+    """The one `Endpoint` workflow of a name."""
+    return f"endpoint/{name}"
+
+
+def rollout_workflow_id(endpoint: str) -> str:
+    """The one `CanaryRollout` that an endpoint may have at a time."""
+    return f"canary/{endpoint}"
+
 
 SEARCH_ATTRIBUTES = {
     "LoomKind": "Keyword",

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from loomos.errors import FieldError, InvalidManifest
-from loomos.manifest._document import field_errors, read_mapping, read_scalar, validate
+from loomos.manifest._document import (
+    field_errors,
+    read_document,
+    read_mapping,
+    read_scalar,
+    validate,
+)
 from loomos.manifest._spec import (
     Data,
     Document,
@@ -26,6 +32,7 @@ from loomos.manifest._spec import (
     LoRA,
     Metadata,
     Model,
+    Name,
     NodeRange,
     Resources,
     Retries,
@@ -47,6 +54,7 @@ __all__ = [
     "ManifestValidator",
     "Metadata",
     "Model",
+    "Name",
     "NodeRange",
     "Resources",
     "Retries",
@@ -57,6 +65,7 @@ __all__ = [
     "ValidationResult",
     "field_errors",
     "json_schema",
+    "read_document",
     "read_scalar",
 ]
 

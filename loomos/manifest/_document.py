@@ -6,7 +6,8 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,8 @@ from loomos.errors import FieldError, InvalidManifest
 from loomos.manifest._spec import TrainingJob
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -83,17 +86,42 @@ def read_mapping(text: str, source: str = "manifest") -> dict[str, Any]:
 
 
 def validate(document: dict[str, Any], source: str = "manifest") -> TrainingJob:
-    """Check a document against the schema.
+    """Check a document against the schema of a job.
+
+    Raises:
+        InvalidManifest: with every error found, each with its path and what would be right.
+    """
+    return validate_as(TrainingJob, document, source)
+
+
+def validate_as(model: type[ModelT], document: dict[str, Any], source: str = "manifest") -> ModelT:
+    """Check a document against a schema.
 
     Raises:
         InvalidManifest: with every error found, each with its path and what would be right.
     """
     try:
-        return TrainingJob.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         raise InvalidManifest(
-            field_errors(error.errors(include_url=False), TrainingJob), source
+            field_errors(error.errors(include_url=False), model), source
         ) from None
+
+
+def read_document(path: Path, model: type[ModelT]) -> ModelT:
+    """Read a YAML or JSON file as a document of one kind.
+
+    Raises:
+        InvalidManifest: it cannot be read, or does not fit.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InvalidManifest(
+            [FieldError(path="$", message=f"cannot be read: {reason}")], str(path)
+        ) from None
+    return validate_as(model, read_mapping(text, str(path)), str(path))
 
 
 def field_errors(items: Iterable[Any], model: type[BaseModel]) -> list[FieldError]:

@@ -43,7 +43,7 @@ class Member:
     """Variables besides the supervisor's own."""
 
 
-def make_members(state: StateDir, ports: dict[str, int], nodes: int) -> list[Member]:
+def make_members(state: StateDir, ports: dict[str, int], nodes: int, servers: int) -> list[Member]:
     """Every process of a stack, in the order of their needs.
 
     Raises:
@@ -102,7 +102,28 @@ def make_members(state: StateDir, ports: dict[str, int], nodes: int) -> list[Mem
             )
             for number in range(1, nodes + 1)
         ),
+        *(
+            _server(state, ports[f"serve-{number}"], number, environment)
+            for number in range(1, servers + 1)
+        ),
     ]
+
+
+def _server(state: StateDir, port: int, number: int, environment: dict[str, str]) -> Member:
+    url = f"http://127.0.0.1:{port}"
+    return Member(
+        name=f"serve-{number}",
+        url=url,
+        command=_python("workers.serve"),
+        check=_answers(f"{url}/health"),
+        environment={
+            **environment,
+            "LOOMOS_SERVING__ID": f"serve-{number}",
+            "LOOMOS_SERVING__PORT": str(port),
+            "LOOMOS_SERVING__CACHE_DIR": str(state.root / "models"),
+            "OMP_NUM_THREADS": "1",
+        },
+    )
 
 
 def settings_environment(settings: dict[str, Any]) -> dict[str, str]:

@@ -17,6 +17,8 @@ from loomos.loomdb.keys import read_signer, write_secret
 from loomos.loomdb.notes import SignerKey
 from loomos.loomdb.policies import Policy
 from loomos.provenance.dsse import make_key as make_attestation_key
+from loomos.provenance.dsse import public_pem
+from loomos.provenance.dsse import read_key as read_attestation_key
 from loomos.security.tokens import make_key, mint
 from loomos.settings import STACK_FILE
 
@@ -64,6 +66,8 @@ class StackState(BaseModel):
     """Process that watches the others."""
     nodes: int
     """Worker nodes."""
+    servers: int = 1
+    """Processes that serve models."""
     ports: dict[str, int]
     """Port of each service."""
     settings: dict[str, Any]
@@ -112,6 +116,9 @@ class StateDir:
             write_secret(self.log_key_file, SignerKey.generate(name).encode())
         if not self.attestation_key_file.exists():
             write_secret(self.attestation_key_file, make_attestation_key())
+        if not self.attestation_public_file.exists():
+            public = read_attestation_key(self.attestation_key_file).public_key()
+            self.attestation_public_file.write_text(public_pem(public))
         if not self.policy_file.exists():
             policy = Policy.for_log(read_signer(self.log_key_file).verifier)
             self.policy_file.write_text(policy.encode())
@@ -125,6 +132,11 @@ class StateDir:
     def attestation_key_file(self) -> Path:
         """Key that signs provenance statements and models."""
         return self.root / "secrets" / "attestation.pem"
+
+    @property
+    def attestation_public_file(self) -> Path:
+        """Its public half, for whoever loads models."""
+        return self.root / "attestation.pub.pem"
 
     @property
     def policy_file(self) -> Path:
@@ -192,6 +204,7 @@ class StateDir:
                 "policy_file": str(self.policy_file),
                 "attestation_key_file": str(self.attestation_key_file),
             },
+            "serving": {"public_key_file": str(self.attestation_public_file)},
             "temporal": {
                 "address": f"127.0.0.1:{ports['temporal']}",
                 "ui_url": f"http://127.0.0.1:{ports['temporal-ui']}",
@@ -205,10 +218,11 @@ class StateDir:
         }
 
 
-def choose_ports(known: dict[str, int]) -> dict[str, int]:
+def choose_ports(known: dict[str, int], servers: int = 0) -> dict[str, int]:
     """A free port per service: the one it had, else the usual one, else any."""
     chosen: dict[str, int] = {}
-    for name, preferred in PREFERRED_PORTS.items():
+    serving = {f"serve-{number}": 8499 + number for number in range(1, servers + 1)}
+    for name, preferred in (PREFERRED_PORTS | serving).items():
         candidates = [known[name]] if name in known else []
         candidates += [preferred, 0]
         for candidate in candidates:

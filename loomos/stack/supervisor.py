@@ -2,7 +2,7 @@
 
 Members get SIGKILL when the supervisor dies, however it dies, so a stack never leaves orphans;
 all state is on disk, and the next `loomos up` goes on from it. Start with
-`python -m loomos.stack.supervisor FOLDER NODES`.
+`python -m loomos.stack.supervisor FOLDER NODES SERVERS`.
 """
 
 from __future__ import annotations
@@ -108,18 +108,20 @@ class Watched:
         await self.process.wait()
 
 
-async def supervise(folder: StateDir, nodes: int, stop: asyncio.Event) -> None:
+async def supervise(folder: StateDir, nodes: int, servers: int, stop: asyncio.Event) -> None:
     """Run the stack until asked to stop."""
     known = folder.read()
-    ports = choose_ports(known.ports if known else {})
+    ports = choose_ports(known.ports if known else {}, servers)
     settings = folder.settings(ports)
-    watched = [Watched(member, folder.logs) for member in make_members(folder, ports, nodes)]
+    members = make_members(folder, ports, nodes, servers)
+    watched = [Watched(member, folder.logs) for member in members]
 
     def write() -> None:
         folder.write(
             StackState(
                 supervisor_pid=os.getpid(),
                 nodes=nodes,
+                servers=servers,
                 ports=ports,
                 settings=settings,
                 members=[w.state for w in watched],
@@ -141,7 +143,7 @@ async def supervise(folder: StateDir, nodes: int, stop: asyncio.Event) -> None:
         keeper.cancel()
     # Workers first, while what they need still runs; then gateway, S3 and Temporal.
     names = [w.member.name for w in watched]
-    first = [w for w in watched if w.member.name.startswith("node-")]
+    first = [w for w in watched if w.member.name.startswith(("node-", "serve-"))]
     await asyncio.gather(*(w.stop() for w in first))
     for name in reversed(names):
         await next(w for w in watched if w.member.name == name).stop()
@@ -166,7 +168,7 @@ async def main(stop: asyncio.Event) -> None:
     if lock is None:
         log.error("another supervisor runs in %s", folder.root)
         return
-    await supervise(folder, int(sys.argv[2]), stop)
+    await supervise(folder, int(sys.argv[2]), int(sys.argv[3]), stop)
 
 
 if __name__ == "__main__":

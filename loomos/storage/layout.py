@@ -11,6 +11,14 @@
     blobs/<sha256>                                           content-addressed inputs
     models/<name>/<version>/...                              published versions; manifest.json last
     attestations/<name>/<version>/...                        what LoomOS signed about a version
+    aliases/<name>/<revision>.json                           which version `stable` is, since when
+    model-notes/<name>/<version>/<revision>.json             description and tags of a version
+    endpoints/<name>/routes/<generation>.json                who serves what share of the traffic
+    endpoints/<name>/outcomes/<server>/<sequence>.jsonl      how each request went
+    endpoints/<name>/samples/<server>/<sequence>.jsonl       requests kept to learn from
+    servers/<server>.json                                    what a serving process says of itself
+    verifications/<digest>/...                               shards and reports, by what made them
+    verdicts/<name>/<version>/<revision>.json                what Prism said of a version
 
 Numbers are zero-padded, so that key order is number order.
 """
@@ -126,3 +134,47 @@ def model_prefix(name: str, version: str) -> str:
 def tokenizer_key(job_id: str) -> str:
     """The tokenizer trained for a job."""
     return f"jobs/{job_id}/tokenizer.json"
+
+
+def aliases_prefix(name: str) -> str:
+    """Revisions of a model's aliases."""
+    return f"aliases/{name}/"
+
+
+def model_notes_prefix(name: str, version: str) -> str:
+    """Revisions of what people wrote about a version."""
+    return f"model-notes/{name}/{version}/"
+
+
+ENDPOINTS_PREFIX = "endpoints/"
+SERVERS_PREFIX = "servers/"
+
+
+def routes_prefix(endpoint: str) -> str:
+    """Revisions of an endpoint's route row."""
+    return f"{ENDPOINTS_PREFIX}{endpoint}/routes/"
+
+
+def outcomes_prefix(endpoint: str) -> str:
+    """Outcomes of an endpoint's requests, a folder per serving process."""
+    return f"{ENDPOINTS_PREFIX}{endpoint}/outcomes/"
+
+
+def samples_prefix(endpoint: str) -> str:
+    """Requests and answers kept to learn from, a folder per serving process."""
+    return f"{ENDPOINTS_PREFIX}{endpoint}/samples/"
+
+
+def server_key(server_id: str) -> str:
+    """What a serving process says of itself."""
+    return f"{SERVERS_PREFIX}{server_id}.json"
+
+
+def verification_prefix(digest: str) -> str:
+    """What a verification with this plan has made."""
+    return f"verifications/{digest}/"
+
+
+def verdicts_prefix(name: str, version: str) -> str:
+    """Revisions of what Prism said of a version."""
+    return f"verdicts/{name}/{version}/"

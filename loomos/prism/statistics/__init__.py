@@ -7,7 +7,7 @@ e-processes, so that one may look after every request and still quote an error r
 from __future__ import annotations
 
 from loomos.prism.statistics.clusters import EffectiveSample, effective_sample
-from loomos.prism.statistics.eprocess import ArmCounts, SampleRatio, TwoSample
+from loomos.prism.statistics.eprocess import ArmCounts, OneSample, SampleRatio, TwoSample
 from loomos.prism.statistics.intervals import (
     Interval,
     clopper_pearson,
@@ -29,6 +29,7 @@ __all__ = [
     "ArmCounts",
     "EffectiveSample",
     "Interval",
+    "OneSample",
     "PairedTest",
     "SampleRatio",
     "TwoSample",

@@ -48,9 +48,7 @@ class TwoSample(NamedTuple):
     @property
     def log_e(self) -> float:
         """Natural logarithm of the evidence; roll back when it reaches log(1/alpha)."""
-        top = max(self.log_bets)
-        total = sum(math.exp(bet - top) for bet in self.log_bets)
-        return top + math.log(total / len(self.log_bets))
+        return _log_mean(self.log_bets)
 
     def update(self, canary: ArmCounts, control: ArmCounts) -> Self:
         """Take in a block: units that came since the last one, of both arms.
@@ -90,6 +88,41 @@ def _log_ratio(arm: ArmCounts, rate: float, null: float) -> float:
     return arm.failures * math.log(rate / null) + (arm.n - arm.failures) * math.log(
         (1 - rate) / (1 - null)
     )
+
+
+class OneSample(NamedTuple):
+    """Evidence that a rate exceeds a known one: the same bets, where no control runs beside."""
+
+    arm: ArmCounts = ArmCounts(0, 0)
+    """Units so far."""
+    log_bets: tuple[float, ...] = (0.0,) * (len(LIFTS) + 1)
+    """Natural logarithm of what each bet has become."""
+
+    @property
+    def log_e(self) -> float:
+        """Natural logarithm of the evidence."""
+        return _log_mean(self.log_bets)
+
+    def update(self, block: ArmCounts, null: float) -> Self:
+        """Take in a block of units.
+
+        Args:
+            block: units that came since the last one.
+            null: the rate that is still acceptable, in (0, 1).
+        """
+        plug_in = (self.arm.failures + PLUG_IN_UNITS * null) / (self.arm.n + PLUG_IN_UNITS)
+        rates = (max(plug_in, null), *(null * lift for lift in LIFTS))
+        bets = tuple(
+            bet + _log_ratio(block, min(max(HIGHEST_RATE, null), rate), null)
+            for bet, rate in zip(self.log_bets, rates, strict=True)
+        )
+        arm = ArmCounts(self.arm.n + block.n, self.arm.failures + block.failures)
+        return type(self)(arm, bets)
+
+
+def _log_mean(logs: tuple[float, ...]) -> float:
+    top = max(logs)
+    return top + math.log(sum(math.exp(log - top) for log in logs) / len(logs))
 
 
 class SampleRatio(NamedTuple):

@@ -1,0 +1,223 @@
+"""The model registry: list, upload, look, edit, delete, deploy, ask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path as FilePath
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+
+from api.context import Gateway, Parts, Reader, Submitter
+from api.problems import problem_responses
+from api.routes.serving import ask, describe_endpoint
+from loomos.client.delivery_models import (
+    Deployment,
+    EndpointDetail,
+    InferenceAnswer,
+    InferenceRequest,
+    ModelDetail,
+    ModelEdit,
+    ModelList,
+    ModelSummary,
+    ModelUpload,
+    Notes,
+    Verdict,
+)
+from loomos.errors import Conflict, InvalidInput, NotFound
+from loomos.jobs.serving import FileFacts, ModelChange
+from loomos.prism.evidence import newest_verdict
+from loomos.registry import Registry, check_files, parse_reference
+from loomos.registry.aliases import check_alias
+from loomos.registry.versions import SIGNATURE
+from loomos.storage import Store
+from loomos.storage.layout import attestation_key, blob_key
+
+router = APIRouter(prefix="/api/v1", tags=["models"])
+
+ModelId = Annotated[
+    str, Path(min_length=1, max_length=200, description="`NAME`, `NAME@ALIAS` or `NAME@VERSION`.")
+]
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the body.")]
+
+
+@router.get("/models", responses=problem_responses())
+async def list_models(parts: Parts, who: Reader) -> ModelList:
+    """Every model."""
+
+    def look() -> ModelList:
+        registry = Registry(parts.store)
+        return ModelList(
+            models=[
+                ModelSummary(
+                    name=name,
+                    versions=len(registry.versions(name)),
+                    aliases=registry.aliases(name).read().aliases,
+                )
+                for name in registry.names()
+            ]
+        )
+
+    return await asyncio.to_thread(look)
+
+
+@router.put("/blobs/{sha256}", status_code=204, responses=problem_responses())
+async def put_blob(sha256: Digest, request: Request, parts: Parts, who: Submitter) -> None:
+    """Upload a file, named by its digest; it may then be part of a model."""
+    handle, name = tempfile.mkstemp(prefix="loomos-blob-")
+    path = FilePath(name)
+    digest = hashlib.sha256()
+    try:
+        with os.fdopen(handle, "wb") as file:
+            async for piece in request.stream():
+                digest.update(piece)
+                await asyncio.to_thread(file.write, piece)
+        if digest.hexdigest() != sha256:
+            raise InvalidInput(f"the body's SHA-256 is {digest.hexdigest()}, not {sha256}")
+        if not await asyncio.to_thread(parts.store.exists, blob_key(sha256)):
+            await asyncio.to_thread(parts.store.put_file, blob_key(sha256), path)
+    finally:
+        path.unlink(missing_ok=True)  # noqa: ASYNC240
+
+
+@router.post("/models", status_code=201, responses=problem_responses(409))
+async def register_model(upload: ModelUpload, parts: Parts, who: Submitter) -> ModelDetail:
+    """Make a version of uploaded blobs, and sign it; the same files make the same version."""
+    check_files(upload.files)
+    await asyncio.to_thread(_check_blobs, parts.store, upload.files)
+    change = ModelChange(
+        action="register", name=upload.name, files=upload.files, person=who.subject
+    )
+    made = await parts.delivery.change_registry(change)
+    return await asyncio.to_thread(_detail, parts.store, f"{made.name}@{made.version}")
+
+
+def _check_blobs(store: Store, files: dict[str, FileFacts]) -> None:
+    for path, facts in files.items():
+        if not store.exists(blob_key(facts.sha256)):
+            raise NotFound(f"files: {path}: no blob {facts.sha256}; PUT /api/v1/blobs/... it first")
+
+
+@router.get("/models/{model_id}", responses=problem_responses(404))
+async def get_model(model_id: ModelId, parts: Parts, who: Reader) -> ModelDetail:
+    """A version of a model, and the model around it."""
+    return await asyncio.to_thread(_detail, parts.store, model_id)
+
+
+def _detail(store: Store, reference: str) -> ModelDetail:
+    registry = Registry(store)
+    ref = parse_reference(reference, "model_id")
+    if not ref.selector:
+        versions = registry.versions(ref.name)
+        if len(versions) > 1 and "stable" not in registry.aliases(ref.name).read().aliases:
+            ref = ref._replace(selector=versions[-1])
+    manifest = registry.manifest(ref)
+    version = f"{manifest.name}@{manifest.version}"
+    notes = registry.notes(manifest.name, manifest.version).read()
+    verdict = newest_verdict(store, version)
+    card = ""
+    with contextlib.suppress(NotFound):
+        card = store.get(f"{manifest.key_prefix}README.md").decode(errors="replace")
+    return ModelDetail(
+        name=manifest.name,
+        version=manifest.version,
+        versions=registry.versions(manifest.name),
+        aliases=registry.aliases(manifest.name).read().aliases,
+        size_bytes=manifest.size_bytes,
+        weights_sha256=manifest.weights_sha256,
+        is_signed=store.exists(attestation_key(manifest.name, manifest.version, SIGNATURE)),
+        files=manifest.files,
+        lineage=manifest.lineage,
+        card=card,
+        notes=Notes.model_validate_json(notes.data) if notes else Notes(),
+        verification=Verdict.model_validate(verdict.model_dump()) if verdict else None,
+    )
+
+
+@router.put("/models/{model_id}", responses=problem_responses(404, 409))
+async def edit_model(
+    model_id: ModelId, edit: ModelEdit, parts: Parts, who: Submitter
+) -> ModelDetail:
+    """Point aliases at a version; describe and tag it. The version itself never changes."""
+    detail = await asyncio.to_thread(_detail, parts.store, model_id)
+    for alias in edit.aliases:
+        check_alias(alias)
+    for alias, expected in edit.aliases.items():
+        change = ModelChange(
+            action="alias",
+            name=detail.name,
+            version=detail.version,
+            alias=alias,
+            expected=expected,
+            person=who.subject,
+        )
+        await parts.delivery.change_registry(change)
+    if edit.description is not None or edit.tags is not None:
+        await asyncio.to_thread(_write_notes, parts.store, detail, edit)
+    return await asyncio.to_thread(_detail, parts.store, f"{detail.name}@{detail.version}")
+
+
+def _write_notes(store: Store, detail: ModelDetail, edit: ModelEdit) -> None:
+    register = Registry(store).notes(detail.name, detail.version)
+    while True:
+        newest = register.read()
+        notes = Notes.model_validate_json(newest.data) if newest else Notes()
+        changed = Notes(
+            description=notes.description if edit.description is None else edit.description,
+            tags=notes.tags if edit.tags is None else edit.tags,
+        )
+        try:
+            register.write((newest.number if newest else 0) + 1, changed.model_dump_json().encode())
+        except Conflict:
+            continue
+        return
+
+
+@router.delete("/models/{model_id}", status_code=204, responses=problem_responses(404, 409))
+async def delete_model(model_id: ModelId, parts: Parts, who: Submitter) -> None:
+    """Delete a version that nobody serves and no alias points at; what was signed stays."""
+    ref = parse_reference(model_id, "model_id")
+    if not ref.selector:
+        raise InvalidInput("model_id: name a version to delete, as in NAME@VERSION")
+    manifest = await asyncio.to_thread(Registry(parts.store).manifest, ref)
+    change = ModelChange(
+        action="delete", name=manifest.name, version=manifest.version, person=who.subject
+    )
+    await parts.delivery.change_registry(change)
+
+
+@router.post("/models/{model_id}/deploy", status_code=201, responses=problem_responses(404, 409))
+async def deploy_model(
+    model_id: ModelId, deployment: Deployment, parts: Parts, who: Submitter
+) -> EndpointDetail:
+    """Serve a version; an endpoint that is there goes over to it at once. See also rollouts."""
+    manifest = await asyncio.to_thread(Registry(parts.store).manifest, model_id)
+    spec = deployment.spec(f"{manifest.name}@{manifest.version}")
+    await parts.delivery.deploy(deployment.endpoint, spec, who.subject)
+    return await describe_endpoint(parts, deployment.endpoint)
+
+
+@router.post("/models/{model_id}/inference", responses=problem_responses(404, 409, 429))
+async def infer(
+    model_id: ModelId, body: InferenceRequest, request: Request, parts: Parts, who: Reader
+) -> InferenceAnswer:
+    """Ask an endpoint, or the endpoint that serves a model."""
+    endpoint = await _endpoint_of(parts, model_id)
+    return await ask(parts, request, endpoint, body)
+
+
+async def _endpoint_of(parts: Gateway, name: str) -> str:
+    names = await parts.delivery.endpoint_names()
+    if name in names:
+        return name
+    for endpoint in names:
+        detail = await describe_endpoint(parts, endpoint)
+        served = detail.route.stable.version
+        if name in (served, served.partition("@")[0]):
+            return endpoint
+    known = ", ".join(names) or "none"
+    raise NotFound(f"no endpoint {name!r}, nor one that serves such a model; endpoints: {known}")

@@ -1,0 +1,189 @@
+"""`loomos rollouts`: canaries."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loomos.cli.output import Format, Output, call, chosen, print_facts, print_table, show
+
+if TYPE_CHECKING:
+    from loomos.client.delivery_models import RolloutList
+    from loomos.client.http import LoomOSClient
+    from loomos.jobs.rollouts import RolloutStatus
+
+app = typer.Typer(help="Put versions on trial and steer that.", no_args_is_help=True)
+
+Endpoint = Annotated[str, typer.Argument(help="Name of the endpoint.")]
+Why = Annotated[str, typer.Option("--reason", help="For the record.")]
+FOLLOW_S = 0.5
+
+
+@app.command()
+def start(
+    manifest: Annotated[
+        Path | None, typer.Option("-f", "--manifest", help="A kind: CanaryRollout.")
+    ] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Where, without a manifest.")] = None,
+    model: Annotated[str | None, typer.Option(help="NAME@VERSION, without a manifest.")] = None,
+    follow: Annotated[bool, typer.Option(help="Wait until it is over.")] = False,
+    output: Output = None,
+) -> None:
+    """Put a version on trial; the default stages are shadow, 5, 25, 50 and 100 percent."""
+    from loomos.errors import InvalidInput
+    from loomos.jobs.rollouts import CanaryRollout
+    from loomos.manifest import read_document
+
+    if manifest is not None:
+        rollout = read_document(manifest, CanaryRollout)
+    elif endpoint and model:
+        rollout = CanaryRollout.model_validate(
+            {
+                "apiVersion": "loomos.ai/v1",
+                "kind": "CanaryRollout",
+                "metadata": {"name": endpoint},
+                "spec": {"endpoint": endpoint, "model": model},
+            }
+        )
+    else:
+        raise InvalidInput("give --manifest, or --endpoint and --model")
+
+    async def work(client: LoomOSClient) -> RolloutStatus:
+        return await client.rollouts.start(rollout)
+
+    started = call(work)
+    _print(_followed(started.endpoint, output) if follow else started, output)
+
+
+@app.command("list")
+def list_rollouts(output: Output = None) -> None:
+    """List the newest rollout of each endpoint."""
+
+    async def work(client: LoomOSClient) -> RolloutList:
+        return await client.rollouts.list()
+
+    found = call(work)
+
+    def table() -> None:
+        print_table(
+            ("ENDPOINT", "STATE", "STAGE", "CANDIDATE", "SHARE", "WHY"),
+            [
+                (r.endpoint, r.state, r.stage, r.candidate, f"{r.canary_percent:g} %", r.message)
+                for r in found.rollouts
+            ],
+        )
+
+    show(found, output, table)
+
+
+@app.command()
+def status(
+    endpoint: Endpoint,
+    follow: Annotated[bool, typer.Option(help="Wait until it is over.")] = False,
+    output: Output = None,
+) -> None:
+    """Show the newest rollout of an endpoint."""
+
+    async def work(client: LoomOSClient) -> RolloutStatus:
+        return await client.rollouts.get(endpoint)
+
+    _print(_followed(endpoint, output) if follow else call(work), output)
+
+
+@app.command()
+def approve(
+    endpoint: Endpoint,
+    stage: Annotated[str, typer.Option(help="The stage that waits.")],
+    output: Output = None,
+) -> None:
+    """Let a stage that waits for approval be left."""
+    _steer(endpoint, "approve", output, stage=stage)
+
+
+@app.command()
+def pause(endpoint: Endpoint, reason: Why = "", output: Output = None) -> None:
+    """Keep the canary's share; it may still be rolled back."""
+    _steer(endpoint, "pause", output, reason=reason)
+
+
+@app.command()
+def resume(endpoint: Endpoint, reason: Why = "", output: Output = None) -> None:
+    """Go on after a pause."""
+    _steer(endpoint, "resume", output, reason=reason)
+
+
+@app.command()
+def promote(endpoint: Endpoint, reason: Why = "", output: Output = None) -> None:
+    """Skip what is left of the stages; the version still bakes."""
+    _steer(endpoint, "promote", output, reason=reason)
+
+
+@app.command()
+def abort(endpoint: Endpoint, reason: Why = "", output: Output = None) -> None:
+    """Take all traffic away from the canary, whatever the state."""
+    _steer(endpoint, "abort", output, reason=reason)
+
+
+def _steer(endpoint: str, verb: str, output: Output, reason: str = "", stage: str = "") -> None:
+    async def work(client: LoomOSClient) -> RolloutStatus:
+        return await client.rollouts.steer(endpoint, verb, reason=reason, stage=stage)
+
+    _print(call(work), output)
+
+
+def _followed(endpoint: str, output: Output) -> RolloutStatus:
+    """Print what happens until it is over."""
+
+    async def work(client: LoomOSClient) -> RolloutStatus:
+        return await client.rollouts.get(endpoint)
+
+    shown = 0
+    while True:
+        rollout = call(work)
+        for event in rollout.timeline:
+            if event.sequence > shown and chosen(output) == Format.TABLE:
+                moment = event.at.strftime("%H:%M:%S")
+                print(f"{moment}  {event.state:<12} {event.stage:<12} {event.message}", flush=True)
+            shown = max(shown, event.sequence)
+        if rollout.state.is_final:
+            return rollout
+        time.sleep(FOLLOW_S)
+
+
+def _print(rollout: RolloutStatus, output: Output) -> None:
+    def table() -> None:
+        print_facts(
+            [
+                ("endpoint", rollout.endpoint),
+                ("state", f"{rollout.state}: {rollout.message}"),
+                ("stage", rollout.stage),
+                ("candidate", rollout.candidate),
+                ("compared with", rollout.stable),
+                ("its share", f"{rollout.canary_percent:g} %"),
+                (
+                    "verdict to row",
+                    None
+                    if rollout.verdict_to_traffic_ms is None
+                    else f"{rollout.verdict_to_traffic_ms:g} ms",
+                ),
+            ]
+        )
+        rows = [
+            (
+                verdict.progress.stage.partition("/")[2],
+                key,
+                f"{seen.stage.canary_events}/{seen.stage.canary_n}",
+                f"{seen.stage.control_events}/{seen.stage.control_n}",
+                f"{2.718281828 ** min(seen.log_e, 50):.3g}",
+                verdict.decision,
+            )
+            for verdict in rollout.verdicts
+            for key, seen in verdict.progress.guardrails.items()
+        ]
+        if rows:
+            print_table(("STAGE", "GUARDRAIL", "CANARY", "CONTROL", "EVIDENCE", "VERDICT"), rows)
+
+    show(rollout, output, table)

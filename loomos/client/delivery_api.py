@@ -1,0 +1,172 @@
+"""The SDK's parts for what comes after training: `client.models`, `.endpoints`, `.rollouts`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loomos.client.delivery_models import (
+    Deployment,
+    EndpointDetail,
+    EndpointList,
+    InferenceAnswer,
+    ModelDetail,
+    ModelList,
+    RolloutList,
+)
+from loomos.errors import InvalidInput
+from loomos.jobs.rollouts import CanaryRollout, RolloutStatus
+from loomos.jobs.serving import EndpointSpec
+
+if TYPE_CHECKING:
+    from loomos.client.http import LoomOSClient
+
+UPLOAD_TIMEOUT_S = 3600.0
+
+
+class ModelsApi:
+    """The registry, through a gateway."""
+
+    def __init__(self, client: LoomOSClient) -> None:
+        self._client = client
+
+    async def list(self) -> ModelList:
+        """Every model."""
+        return await self._client.call("GET", "/models", ModelList)
+
+    async def get(self, model: str) -> ModelDetail:
+        """A version, by `NAME`, `NAME@ALIAS` or `NAME@VERSION`."""
+        return await self._client.call("GET", f"/models/{model}", ModelDetail)
+
+    async def upload(self, path: str | Path, name: str) -> ModelDetail:
+        """Register a folder that `save_pretrained` wrote; what is there already is not sent.
+
+        Raises:
+            InvalidInput: it is no such folder, or holds other than safetensors.
+        """
+        root = Path(path)
+        files = _files(root)
+        content = {
+            file: {"sha256": digest, "size_bytes": (root / file).stat().st_size}
+            for file, digest in files.items()
+        }
+        for file, digest in files.items():
+            await self._client.request(
+                "PUT",
+                f"/blobs/{digest}",
+                content=(root / file).read_bytes(),
+                timeout=UPLOAD_TIMEOUT_S,
+            )
+        body = {"name": name, "files": content}
+        return await self._client.call(
+            "POST", "/models", ModelDetail, json=body, timeout=UPLOAD_TIMEOUT_S
+        )
+
+    async def edit(
+        self,
+        model: str,
+        *,
+        aliases: Mapping[str, str | None] | None = None,
+        description: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> ModelDetail:
+        """Point aliases at a version, describe it, tag it.
+
+        Args:
+            model: the version.
+            aliases: by alias the version it must be at now, or None to move it wherever it is.
+            description: new description.
+            tags: new tags, replacing the old.
+        """
+        body: dict[str, Any] = {"aliases": dict(aliases or {})}
+        if description is not None:
+            body["description"] = description
+        if tags is not None:
+            body["tags"] = dict(tags)
+        return await self._client.call("PUT", f"/models/{model}", ModelDetail, json=body)
+
+    async def delete(self, model: str) -> None:
+        """Delete a version that nobody serves."""
+        await self._client.request("DELETE", f"/models/{model}")
+
+    async def deploy(self, model: str, deployment: Deployment) -> EndpointDetail:
+        """Serve a version."""
+        body = deployment.model_dump(mode="json", exclude_unset=True)
+        return await self._client.call("POST", f"/models/{model}/deploy", EndpointDetail, json=body)
+
+    async def infer(self, model: str, body: Mapping[str, Any], timeout_s: float) -> InferenceAnswer:
+        """Ask an endpoint, or the endpoint that serves a model."""
+        path = f"/models/{model}/inference"
+        return await self._client.call(
+            "POST", path, InferenceAnswer, json=dict(body), timeout=timeout_s
+        )
+
+
+class EndpointsApi:
+    """Endpoints, through a gateway."""
+
+    def __init__(self, client: LoomOSClient) -> None:
+        self._client = client
+
+    async def list(self) -> EndpointList:
+        """Every endpoint."""
+        return await self._client.call("GET", "/endpoints", EndpointList)
+
+    async def get(self, name: str) -> EndpointDetail:
+        """An endpoint with its route row and servers."""
+        return await self._client.call("GET", f"/endpoints/{name}", EndpointDetail)
+
+    async def configure(self, name: str, spec: EndpointSpec) -> EndpointDetail:
+        """Make an endpoint, or change it."""
+        body = spec.model_dump(mode="json")
+        return await self._client.call("PUT", f"/endpoints/{name}", EndpointDetail, json=body)
+
+    async def delete(self, name: str) -> None:
+        """Delete an endpoint."""
+        await self._client.request("DELETE", f"/endpoints/{name}")
+
+
+class RolloutsApi:
+    """Canary rollouts, through a gateway."""
+
+    def __init__(self, client: LoomOSClient) -> None:
+        self._client = client
+
+    async def list(self) -> RolloutList:
+        """The newest rollout of each endpoint."""
+        return await self._client.call("GET", "/rollouts", RolloutList)
+
+    async def get(self, endpoint: str) -> RolloutStatus:
+        """The newest rollout of an endpoint."""
+        return await self._client.call("GET", f"/rollouts/{endpoint}", RolloutStatus)
+
+    async def start(self, rollout: CanaryRollout) -> RolloutStatus:
+        """Put a version on trial."""
+        body = rollout.model_dump(mode="json", exclude_unset=True)
+        return await self._client.call("POST", "/rollouts", RolloutStatus, json=body)
+
+    async def steer(
+        self, endpoint: str, verb: str, *, reason: str = "", stage: str = ""
+    ) -> RolloutStatus:
+        """Approve, pause, resume, promote or abort."""
+        body = {"reason": reason, "stage": stage}
+        path = f"/rollouts/{endpoint}/{verb}"
+        return await self._client.call("POST", path, RolloutStatus, json=body)
+
+
+def _files(root: Path) -> dict[str, str]:
+    """SHA-256 by path of a model folder's files."""
+    if not (root / "config.json").exists():
+        raise InvalidInput(
+            f"{root}: has no config.json; name a folder that save_pretrained() wrote"
+        )
+    found: dict[str, str] = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and not path.name.startswith(".") and path.name != "manifest.json":
+            with path.open("rb") as file:
+                found[path.relative_to(root).as_posix()] = hashlib.file_digest(
+                    file, "sha256"
+                ).hexdigest()
+    return found

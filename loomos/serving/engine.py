@@ -1,0 +1,393 @@
+"""Generation for many at once: one model, one thread, a batch that requests join and leave.
+
+Scheduling is per token (Orca, OSDI 2022): between two tokens finished rows leave the batch and
+waiting requests join it, after one prefill for all that join together. Rows are padded on the
+left; a row's adapter goes along as a slot. Only the engine's thread touches the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from loomos.errors import Unavailable
+from loomos.serving.adapters import AdapterBank
+from loomos.serving.text import TextStream
+
+T = TypeVar("T")
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    max_tokens: int
+    """Most tokens to generate."""
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    """Take from the fewest tokens whose chances sum to this (arXiv:1904.09751)."""
+    seed: int | None = None
+    """Makes sampling repeatable."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some more of an answer."""
+
+    text: str
+    """New text, perhaps none."""
+    finish_reason: FinishReason | None = None
+    """Set on the last piece."""
+    tokens: int = 0
+    """Tokens generated so far."""
+    error: str = ""
+    """What went wrong, if it did."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Row:
+    """A request on its way through the engine."""
+
+    prompt: list[int]
+    """Token ids."""
+    sampling: Sampling
+    """How to choose."""
+    deliver: Callable[[Piece], None]
+    """Gets every piece, on the engine's thread."""
+    slot: int = 0
+    """Its adapter."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end it, besides the model's own."""
+    arrived: float = field(default_factory=time.monotonic)
+    """When it came."""
+    is_cancelled: bool = False
+    """Set by whoever does not want the rest."""
+    generated: list[int] = field(default_factory=list)
+    """Tokens so far."""
+    text: TextStream | None = None
+    """Turns tokens into text."""
+    generator: torch.Generator | None = None
+    """Source of chance."""
+
+
+class Engine:
+    """Serves one model.
+
+    Args:
+        model: a transformers causal language model in eval mode.
+        tokenizer: its tokenizer.
+        max_batch: most rows at once.
+        batch_wait_s: how long the first request of an idle engine waits for company.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, max_batch: int = 16, batch_wait_s: float = 0.003
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.bank = AdapterBank(model)
+        self.max_batch, self.batch_wait_s = max_batch, batch_wait_s
+        self.context_length = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+        self.end_ids = _end_ids(model, tokenizer)
+        self._takes_last_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._waiting: deque[Row] = deque()
+        self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._batch: _Batch | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not in the batch yet."""
+        return len(self._waiting)
+
+    @property
+    def active(self) -> int:
+        """Rows of the batch."""
+        batch = self._batch
+        return len(batch.rows) if batch else 0
+
+    def submit(self, row: Row) -> None:
+        """Queue a request.
+
+        Raises:
+            Unavailable: the engine is closed.
+        """
+        row.text = TextStream(self.tokenizer, row.sampling.stop)
+        if row.sampling.temperature > 0:
+            row.generator = torch.Generator()
+            seed = row.sampling.seed
+            row.generator.manual_seed(seed) if seed is not None else row.generator.seed()
+        with self._wake:
+            if self._closed:
+                raise Unavailable("the model is being unloaded; try again")
+            self._waiting.append(row)
+            self._wake.notify()
+
+    def call(self, work: Callable[[], T]) -> Future[T]:
+        """Run something that touches the model on the engine's thread, between two tokens."""
+        future: Future[T] = Future()
+        with self._wake:
+            self._commands.append((work, future))
+            self._wake.notify()
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted, then end the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    # --- the engine's thread ---
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._await_work():
+                self._run_commands()
+                try:
+                    self._admit()
+                    if self._batch is not None:
+                        self._step(self._batch)
+                except Exception as error:  # the model failed: every row of the batch hears of it
+                    self._fail(error)
+
+    def _await_work(self) -> bool:
+        """Sleep until there is something to do; false when closed and done."""
+        with self._wake:
+            while not (self._waiting or self._commands or self._batch):
+                if self._closed:
+                    return False
+                self._wake.wait()
+            if self._batch is None and self._waiting:
+                full_at = self._waiting[0].arrived + self.batch_wait_s
+                while (
+                    len(self._waiting) < self.max_batch
+                    and not self._closed
+                    and (left := full_at - time.monotonic()) > 0
+                ):
+                    self._wake.wait(left)
+        return True
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            work, future = self._commands.popleft()
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _fail(self, error: Exception) -> None:
+        rows, self._batch = (self._batch.rows if self._batch else []), None
+        for row in rows:
+            row.deliver(Piece(text="", finish_reason="error", error=str(error) or repr(error)))
+
+    def _admit(self) -> None:
+        """Let waiting requests join, all by one forward pass over their prompts."""
+        batch = self._batch
+        if batch is not None and not batch.can_grow:
+            return
+        joining: list[Row] = []
+        with self._wake:
+            while self._waiting and self.active + len(joining) < self.max_batch:
+                row = self._waiting.popleft()
+                if row.is_cancelled:
+                    row.deliver(Piece(text="", finish_reason="cancelled"))
+                else:
+                    joining.append(row)
+        if not joining:
+            return
+        # Known before the forward pass, so that a failure reaches them too.
+        new = _Batch(joining)
+        if batch is None:
+            self._batch = new
+        try:
+            logits = self._prefill(new)
+        except Exception as error:
+            for row in joining:
+                row.deliver(Piece(text="", finish_reason="error", error=str(error) or repr(error)))
+            self._batch = batch
+            return
+        self._choose(new, logits)
+        if not new.rows:
+            self._batch = batch
+        elif batch is not None:
+            batch.join(new)
+
+    def _prefill(self, batch: _Batch) -> Tensor:
+        longest = max(len(row.prompt) for row in batch.rows)
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.full((len(batch.rows), longest), pad)
+        batch.mask = torch.zeros((len(batch.rows), longest), dtype=torch.long)
+        for i, row in enumerate(batch.rows):
+            ids[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
+            batch.mask[i, longest - len(row.prompt) :] = 1
+        positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
+        batch.cache = DynamicCache(config=self.model.config)
+        return self._forward(batch, ids, positions)
+
+    def _step(self, batch: _Batch) -> None:
+        """One more token for every row."""
+        if any(row.is_cancelled for row in batch.rows):
+            self._leave(batch, [i for i, row in enumerate(batch.rows) if row.is_cancelled])
+            if not batch.rows:
+                return
+        ids = torch.tensor([[row.generated[-1]] for row in batch.rows])
+        positions = batch.mask.sum(1, keepdim=True)
+        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], 1)
+        self._choose(batch, self._forward(batch, ids, positions))
+        if not batch.rows:
+            self._batch = None
+
+    def _forward(self, batch: _Batch, ids: Tensor, positions: Tensor) -> Tensor:
+        """Logits of each row's next token: [rows, vocabulary]."""
+        self.bank.select([row.slot for row in batch.rows])
+        device = self.model.device
+        out = self.model(
+            input_ids=ids.to(device),
+            attention_mask=batch.mask.to(device),
+            position_ids=positions.to(device),
+            past_key_values=batch.cache,
+            use_cache=True,
+            **({"logits_to_keep": 1} if self._takes_last_logits else {}),
+        )
+        return out.logits[:, -1].float().cpu()  # type: ignore[no-any-return]
+
+    def _choose(self, batch: _Batch, logits: Tensor) -> None:
+        """Append a token to each row, deliver what became text, drop the rows that are done."""
+        done: list[int] = []
+        for i, token in enumerate(choose_tokens(logits, batch.rows)):
+            if self._advance(batch.rows[i], token):
+                done.append(i)
+        batch.keep(set(range(len(batch.rows))) - set(done))
+
+    def _advance(self, row: Row, token: int) -> bool:
+        """Take in a token; says whether the row is done."""
+        assert row.text is not None
+        count = len(row.generated) + 1
+        if token in self.end_ids or token in row.stop_ids:
+            row.deliver(Piece(text=row.text.finish(), finish_reason="stop", tokens=count))
+            return True
+        row.generated.append(token)
+        text, stopped = row.text.add(token)
+        if stopped:
+            row.deliver(Piece(text=text, finish_reason="stop", tokens=count))
+            return True
+        full = len(row.prompt) + count >= self.context_length
+        if count >= row.sampling.max_tokens or full:
+            text += row.text.finish()
+            row.deliver(Piece(text=text, finish_reason="length", tokens=count))
+            return True
+        if text:
+            row.deliver(Piece(text=text, tokens=count))
+        return False
+
+    def _leave(self, batch: _Batch, indices: list[int]) -> None:
+        for i in indices:
+            row = batch.rows[i]
+            row.deliver(Piece(text="", finish_reason="cancelled", tokens=len(row.generated)))
+        batch.keep(set(range(len(batch.rows))) - set(indices))
+        if not batch.rows:
+            self._batch = None
+
+
+class _Batch:
+    """Rows that are generated together, with their keys and values."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+        self.mask: Tensor = torch.empty(0)
+        self.cache: Any = None
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether caches of this model can be joined: plain keys and values in every layer."""
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def keep(self, indices: set[int]) -> None:
+        """Drop the other rows, and the columns that only they needed."""
+        if len(indices) == len(self.rows):
+            return
+        kept = sorted(indices)
+        self.rows = [self.rows[i] for i in kept]
+        if not kept:
+            return
+        chosen = torch.tensor(kept)
+        self.mask = self.mask[chosen]
+        self.cache.batch_select_indices(chosen.to(self.cache.layers[0].keys.device))
+        if self.can_grow:
+            self._trim()
+
+    def _trim(self) -> None:
+        unused = int((self.mask.cumsum(1) == 0).all(0).sum())
+        if unused:
+            self.mask = self.mask[:, unused:]
+            for layer in self.cache.layers:
+                layer.keys = layer.keys[:, :, unused:]
+                layer.values = layer.values[:, :, unused:]
+
+    def join(self, other: _Batch) -> None:
+        """Take in the rows of another batch; the shorter one is padded on the left."""
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        self.mask = torch.cat([_pad(self.mask, 1, length), _pad(other.mask, 1, length)])
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys = torch.cat([_pad(mine.keys, 2, length), _pad(theirs.keys, 2, length)])
+            mine.values = torch.cat([_pad(mine.values, 2, length), _pad(theirs.values, 2, length)])
+        self.rows = self.rows + other.rows
+
+
+def _pad(tensor: Tensor, dim: int, length: int) -> Tensor:
+    """Zeros before `tensor` along `dim`, up to `length`."""
+    missing = length - tensor.shape[dim]
+    if not missing:
+        return tensor
+    shape = list(tensor.shape)
+    shape[dim] = missing
+    return torch.cat([tensor.new_zeros(shape), tensor], dim)
+
+
+def choose_tokens(logits: Tensor, rows: list[Row]) -> list[int]:
+    """The next token of each row.
+
+    Args:
+        logits: [rows, vocabulary].
+        rows: with their sampling.
+    """
+    chosen: list[int] = logits.argmax(-1).tolist()
+    for i, row in enumerate(rows):
+        if row.generator is not None:
+            chosen[i] = _sample(logits[i] / row.sampling.temperature, row)
+    return chosen
+
+
+def _sample(logits: Tensor, row: Row) -> int:
+    chances = torch.softmax(logits, -1)
+    if row.sampling.top_p < 1:
+        ordered, order = chances.sort(descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= row.sampling.top_p
+        ordered[beyond] = 0
+        return int(order[torch.multinomial(ordered, 1, generator=row.generator)])
+    return int(torch.multinomial(chances, 1, generator=row.generator))
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)

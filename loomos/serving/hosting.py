@@ -1,0 +1,259 @@
+"""Which versions this process holds: fetched, verified, loaded, shared, let go.
+
+A version that is an adapter over a registered base goes into its base's engine; any other gets an
+engine of its own. Nothing is loaded whose OpenSSF signature does not verify. Letting go waits for
+the requests that still run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loomos.errors import InvalidModel, NotFound
+from loomos.registry import Registry, VersionManifest, verified_files
+from loomos.serving.adapters import BASE_SLOT
+from loomos.serving.engine import Engine, Piece, Row, Sampling
+from loomos.storage import Store, file_sha256
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+log = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter/"
+GOLDEN_PROMPT, GOLDEN_TOKENS = "The quick brown fox", 16
+
+
+@dataclass(eq=False, kw_only=True)
+class Hosted:
+    """A version that can answer."""
+
+    version: str
+    """`NAME@VERSION`."""
+    engine: Engine
+    """What generates."""
+    slot: int = BASE_SLOT
+    """Its adapter in that engine."""
+    users: int = 0
+    """Requests that run."""
+    is_leaving: bool = False
+    """Takes no new requests."""
+    idle: threading.Condition = field(default_factory=threading.Condition)
+    """Guards `users`."""
+
+    @contextmanager
+    def use(self) -> Iterator[Hosted]:
+        """Hold the version for one request.
+
+        Raises:
+            NotFound: it is being let go.
+        """
+        with self.idle:
+            if self.is_leaving:
+                raise NotFound(f"{self.version} is being unloaded")
+            self.users += 1
+        try:
+            yield self
+        finally:
+            with self.idle:
+                self.users -= 1
+                self.idle.notify_all()
+
+    def retire(self) -> None:
+        """Take no new requests, and wait until the last has ended."""
+        with self.idle:
+            self.is_leaving = True
+            while self.users:
+                self.idle.wait()
+
+
+class ModelHost:
+    """The versions of this process. `hold` blocks; everything else may be called from anywhere.
+
+    Args:
+        store: where versions are.
+        key: who must have signed them.
+        folder: for the files of versions; kept between starts.
+        max_batch: most rows of a batch.
+        batch_wait_s: how long an idle engine waits for a fuller batch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        key: ec.EllipticCurvePublicKey,
+        folder: Path,
+        *,
+        max_batch: int = 16,
+        batch_wait_s: float = 0.003,
+    ) -> None:
+        self._store, self._key, self._folder = store, key, folder
+        self._registry = Registry(store)
+        self.max_batch, self._batch_wait_s = max_batch, batch_wait_s
+        self._hosted: dict[str, Hosted] = {}
+        self._engines: dict[str, Engine] = {}
+        self.failed: dict[str, str] = {}
+        self.goldens: dict[str, str] = {}
+
+    @property
+    def loaded(self) -> list[str]:
+        """Versions that can answer."""
+        return sorted(self._hosted)
+
+    def get(self, version: str) -> Hosted | None:
+        """A version, if it is loaded."""
+        return self._hosted.get(version)
+
+    def hold(self, wanted: set[str]) -> None:
+        """Load what is wanted and not there, let go of the rest; failures go to `failed`."""
+        self.failed = {v: reason for v, reason in self.failed.items() if v in wanted}
+        for version in sorted(wanted - self._hosted.keys() - self.failed.keys()):
+            try:
+                hosted = self._load(version)
+                self.goldens[version] = say_golden(hosted)
+                self._hosted[version] = hosted
+                log.info("loaded %s", version)
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                log.exception("cannot load %s", version)
+                self.failed[version] = reason[:500]
+        for version in sorted(self._hosted.keys() - wanted):
+            self._let_go(version)
+
+    def close(self) -> None:
+        """Finish what runs, let go of everything."""
+        self.hold(set())
+
+    def _load(self, version: str) -> Hosted:
+        manifest = self._registry.manifest(version)
+        base = manifest.adapter_base
+        if base is not None:
+            try:
+                return self._load_adapter(version, manifest, base)
+            except InvalidModel as error:
+                log.warning("%s is served whole: %s", version, error)
+        return Hosted(version=version, engine=self._engine(version, manifest))
+
+    def _load_adapter(self, version: str, manifest: VersionManifest, base: str) -> Hosted:
+        folder = self._fetch(manifest, ADAPTER_FOLDER)
+        engine = self._engine(base, self._registry.manifest(base))
+        try:
+            slot = engine.call(lambda: engine.bank.load(folder / "adapter")).result()
+        except InvalidModel:
+            self._close_unused()
+            raise
+        return Hosted(version=version, engine=engine, slot=slot)
+
+    def _engine(self, version: str, manifest: VersionManifest) -> Engine:
+        """The engine of a whole model, made if it is not there."""
+        engine = self._engines.get(version)
+        if engine is None:
+            model, tokenizer = load_model(self._fetch(manifest))
+            engine = self._engines[version] = Engine(
+                model, tokenizer, max_batch=self.max_batch, batch_wait_s=self._batch_wait_s
+            )
+        return engine
+
+    def _let_go(self, version: str) -> None:
+        hosted = self._hosted.pop(version)
+        self.goldens.pop(version, None)
+        hosted.retire()
+        if hosted.slot != BASE_SLOT:
+            hosted.engine.call(lambda: hosted.engine.bank.unload(hosted.slot)).result()
+        self._close_unused()
+        log.info("let go of %s", version)
+
+    def _close_unused(self) -> None:
+        used = {id(hosted.engine) for hosted in self._hosted.values()}
+        for name, engine in list(self._engines.items()):
+            if id(engine) not in used:
+                del self._engines[name]
+                engine.close()
+
+    def _fetch(self, manifest: VersionManifest, below: str = "") -> Path:
+        """The version's files on this machine, each as its signature says.
+
+        Raises:
+            VerificationFailed: the version is not signed, or a file is not what was signed.
+        """
+        from loomos.loomdb.errors import VerificationFailed
+
+        signed = verified_files(self._store, manifest, self._key)
+        folder = self._folder / manifest.name / manifest.version
+        for path, digest in signed.items():
+            if below and not path.startswith(below):
+                continue
+            if not below and path.startswith(ADAPTER_FOLDER):
+                continue
+            target = folder / path
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._store.get_file(manifest.key_prefix + path, target)
+            if file_sha256(target) != digest:
+                target.unlink()
+                raise VerificationFailed(
+                    f"{path} of {manifest.name}@{manifest.version} is not what was signed"
+                )
+        return folder
+
+
+def say_golden(hosted: Hosted) -> str:
+    """Let a version say something, which warms it up; returns the digest of what it said.
+
+    Raises:
+        InvalidModel: it cannot generate.
+    """
+    engine, done, said = hosted.engine, threading.Event(), list[Piece]()
+
+    def deliver(piece: Piece) -> None:
+        said.append(piece)
+        if piece.finish_reason is not None:
+            done.set()
+
+    engine.submit(
+        Row(
+            prompt=engine.tokenizer(GOLDEN_PROMPT)["input_ids"],
+            sampling=Sampling(max_tokens=GOLDEN_TOKENS, temperature=0),
+            deliver=deliver,
+            slot=hosted.slot,
+        )
+    )
+    done.wait()
+    if said[-1].error:
+        raise InvalidModel(f"{hosted.version} cannot generate: {said[-1].error}")
+    text = "".join(piece.text for piece in said)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_model(folder: Path) -> tuple[Any, Any]:
+    """A model and its tokenizer from a folder, ready to generate.
+
+    Raises:
+        InvalidModel: transformers cannot load them.
+    """
+    on_gpu = torch.cuda.is_available()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.bfloat16 if on_gpu else torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InvalidModel(f"{folder.name}: {reason}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval().requires_grad_(False)
+    return (model.cuda() if on_gpu else model), tokenizer

@@ -1,0 +1,62 @@
+"""From tokens to text, piece by piece, up to a stop text; and what an answer looks like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+LONGEST_PERIOD = 40
+FEWEST_REPEATS = 5
+
+
+class TextStream:
+    """Turns the tokens of one answer into text."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stop = stop
+        self._held = ""
+
+    def add(self, token: int) -> tuple[str, bool]:
+        """Take in a token; returns the text that is certain now, and whether a stop text came."""
+        self._held += self._stream.step(self._tokenizer, token) or ""
+        if not self._stop:
+            text, self._held = self._held, ""
+            return text, False
+        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            return self._held[: min(found)], True
+        # What may be the beginning of a stop text is held back.
+        keep = max(_overlap(self._held, stop) for stop in self._stop)
+        at = len(self._held) - keep
+        text, self._held = self._held[:at], self._held[at:]
+        return text, False
+
+    def finish(self) -> str:
+        """The text that was held back."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-length:]):
+            return length
+    return 0
+
+
+def is_looping(text: str) -> bool:
+    """Whether an answer ends in the same few characters over and over."""
+    for period in range(1, LONGEST_PERIOD + 1):
+        span = period * FEWEST_REPEATS
+        if period == 1:
+            span = 3 * FEWEST_REPEATS
+        if len(text) < span:
+            return False
+        tail = text[-span:]
+        if tail[period:] == tail[:-period]:
+            return True
+    return False

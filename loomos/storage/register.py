@@ -1,0 +1,72 @@
+"""A value that changes by compare-and-set, in a store that can only create.
+
+Each revision is an object of its own, `<prefix><number>.json`; to change the value is to create the
+next number, which only one writer can. The newest revision is the value, the others its history.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from loomos.errors import Conflict, NotFound
+from loomos.storage import Store
+
+KEPT_REVISIONS = 100
+
+
+class Revision(NamedTuple):
+    """One state of the value."""
+
+    number: int
+    """Counts from 1."""
+    data: bytes
+    """Content."""
+
+
+class Register:
+    """The value below one prefix.
+
+    Args:
+        store: where it is.
+        prefix: ends in `/`; nothing else lives below it.
+    """
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store, self._prefix = store, prefix
+
+    def key(self, number: int) -> str:
+        """Where a revision is."""
+        return f"{self._prefix}{number:010d}.json"
+
+    def read(self, after: int = 0) -> Revision | None:
+        """The newest revision, if it is newer than `after`; one listing if it is not."""
+        numbers = self.numbers(after)
+        while numbers:
+            try:
+                return Revision(numbers[-1], self._store.get(self.key(numbers[-1])))
+            except NotFound:  # pruned between the two calls, so there are newer ones
+                numbers = self.numbers(numbers[-1])
+        return None
+
+    def numbers(self, after: int = 0) -> list[int]:
+        """Numbers of the revisions kept, oldest first."""
+        start = self.key(after) if after else ""
+        keys = (item.key for item in self._store.objects(self._prefix, start))
+        names = (key.removeprefix(self._prefix).removesuffix(".json") for key in keys)
+        return [int(name) for name in names if name.isdecimal()]
+
+    def get(self, number: int) -> bytes:
+        """One revision; raises `NotFound`."""
+        return self._store.get(self.key(number))
+
+    def write(self, number: int, data: bytes) -> None:
+        """Create revision `number`, the one after what the caller has read.
+
+        Raises:
+            Conflict: somebody else has created it; read again.
+        """
+        if not self._store.put_if_absent(self.key(number), data):
+            raise Conflict(f"{self._prefix} has changed to revision {number} meanwhile")
+        old = [n for n in range(max(1, number - 2 * KEPT_REVISIONS), number - KEPT_REVISIONS + 1)]
+        if number % KEPT_REVISIONS == 0:
+            self._store.delete([self.key(n) for n in old])

@@ -1,0 +1,23 @@
+"""A serving process: answers OpenAI's protocol with the versions that route rows name.
+
+It needs the store, not Temporal. SIGTERM drains it. Start with `python -m workers.serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from loomos.runtime import run_process
+from loomos.serving.process import serve
+from loomos.settings import load_settings
+
+
+async def main(stop: asyncio.Event) -> None:
+    """Serve until asked to stop."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    await serve(load_settings(), stop)
+
+
+if __name__ == "__main__":
+    run_process(main)
