@@ -15,22 +15,26 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from temporalio import activity
 
 from activities.attempt_reports import AttemptReports
 from activities.failures import application_error
 from activities.rank_host import HostedProcess, RankHost
-from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS, AttemptFailed
+from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS, AttemptFailed, InvalidInput
 from loomos.jobs.messages import (
     ModelVersion,
     PublishRequest,
     TrainAssignment,
     TrainOutcome,
 )
+from loomos.jobs.verification import ShardDone, ShardRequest
 from loomos.settings import Settings
 from loomos.storage import open_store
+
+if TYPE_CHECKING:
+    from loomos.training.requests import EvaluateRequest, ExportRequest
 
 HEARTBEAT_INTERVAL_S = 1.0
 SIGNAL_INTERVAL_S = 60.0
@@ -91,17 +95,48 @@ class TrainActivities:
                 scratch=self._scratch,
                 result=folder / "result.json",
             )
-            export.write(folder / "request.json")
-            async with _running(_heartbeats(None)):
-                process = await self._host.run("export", folder / "request.json", folder)
-                code = await _supervise(process, 0, None)
-            if not export.result.exists():
-                raise AttemptFailed(f"the export process died (exit {code})")
-            result = json.loads(export.result.read_text())
+            result = await self._hosted("export", export, folder)
+        return ModelVersion.model_validate(result["version"])
+
+    @activity.defn
+    async def evaluate_shard(self, request: ShardRequest) -> ShardDone:
+        """Answer a shard of a verification; one whose answers are there costs one look."""
+        from loomos.prism.answers import has_answers
+        from loomos.training.requests import EvaluateRequest
+
+        key_file = self._settings.serving.public_key_file
+        if key_file is None:
+            raise InvalidInput("a node that verifies models needs serving.public_key_file")
+        store = open_store(self._settings.storage)
+        key = request.shard.key
+        if await asyncio.to_thread(has_answers, store, request.shard):
+            return ShardDone(key=key, was_there=True)
+        with self._folder("evaluate-") as folder:
+            evaluate = EvaluateRequest(
+                work=request,
+                public_key=await asyncio.to_thread(key_file.read_text),
+                storage=self._settings.storage,
+                scratch=self._scratch,
+                result=folder / "result.json",
+            )
+            await self._hosted("evaluate", evaluate, folder)
+        return ShardDone(key=key, was_there=False)
+
+    async def _hosted(
+        self, kind: str, request: ExportRequest | EvaluateRequest, folder: Path
+    ) -> dict[str, Any]:
+        """Have the rank host run a process; its result, or its error."""
+        request.write(folder / "request.json")
+        async with _running(_heartbeats(None)):
+            process = await self._host.run(kind, folder / "request.json", folder)
+            code = await _supervise(process, 0, None)
+        if not request.result.exists():
+            raise AttemptFailed(f"the {kind} process died (exit {code})")
+        result: dict[str, Any] = json.loads(request.result.read_text())
         if "error" in result:
             error = result["error"]
             raise application_error(error["type"], error["message"], retryable=error["retryable"])
-        return ModelVersion.model_validate(result["version"])
+        return result
 
     @contextlib.contextmanager
     def _folder(self, prefix: str) -> Any:

@@ -11,7 +11,16 @@ from fastapi import FastAPI
 
 from api import problems
 from api.context import Gateway
-from api.routes import cluster, health, jobs, ledger, models, rollouts, serving
+from api.routes import (
+    cluster,
+    health,
+    jobs,
+    ledger,
+    models,
+    rollouts,
+    serving,
+    verifications,
+)
 from api.stream import RecentJobs
 from api.traffic import Traffic
 from loomos.client.delivery import DeliveryClient
@@ -68,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    for routes in (health, jobs, cluster, ledger, models, rollouts, serving):
+    for routes in (health, jobs, cluster, ledger, models, rollouts, verifications, serving):
         app.include_router(routes.router)
     return app
 

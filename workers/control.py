@@ -16,6 +16,7 @@ from activities.endpoints import EndpointActivities
 from activities.failures import FailureInterceptor
 from activities.ledger import LedgerActivities
 from activities.rollouts import RolloutActivities
+from activities.verification import VerificationActivities
 from loomos.client.temporal import connect
 from loomos.jobs.names import CONTROL_QUEUE
 from loomos.loomdb import LoomDB
@@ -26,8 +27,16 @@ from workflows.cluster import Cluster
 from workflows.endpoints import Endpoint, ModelChanges
 from workflows.rollouts import CanaryRollout
 from workflows.training import TrainingRun
+from workflows.verification import VerificationSuite
 
-WORKFLOWS = [TrainingRun, Cluster, Endpoint, ModelChanges, CanaryRollout]
+WORKFLOWS = [
+    TrainingRun,
+    Cluster,
+    Endpoint,
+    ModelChanges,
+    CanaryRollout,
+    VerificationSuite,
+]
 
 
 def sandbox() -> SandboxedWorkflowRunner:
@@ -48,6 +57,7 @@ async def main(stop: asyncio.Event) -> None:
     ledger = LedgerActivities(settings, db)
     endpoints = EndpointActivities(settings, db)
     rollouts = RolloutActivities(settings, client)
+    verification = VerificationActivities(settings)
     worker = Worker(
         client,
         task_queue=CONTROL_QUEUE,
@@ -69,6 +79,8 @@ async def main(stop: asyncio.Event) -> None:
             rollouts.set_traffic,
             rollouts.watch_stage,
             rollouts.close_canary,
+            verification.plan_verification,
+            verification.judge_verification,
         ],
         workflow_runner=sandbox(),
         interceptors=[FailureInterceptor()],

@@ -122,7 +122,12 @@ async def main(stop: asyncio.Event) -> None:
     worker = Worker(
         client,
         task_queue=info.task_queue,
-        activities=[train.train, train.publish_model, presence.hold_node],
+        activities=[
+            train.train,
+            train.publish_model,
+            train.evaluate_shard,
+            presence.hold_node,
+        ],
         interceptors=[FailureInterceptor()],
         deployment_config=deployment(),
         max_heartbeat_throttle_interval=timedelta(seconds=1),

@@ -45,6 +45,14 @@ with workflow.unsafe.imports_passed_through():
         Route,
         WatchEndpoint,
     )
+    from loomos.jobs.verification import (
+        JudgeRequest,
+        PlanRef,
+        PlanRequest,
+        ShardDone,
+        ShardRequest,
+        VerificationResult,
+    )
     from loomos.manifest import TrainingSpec
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=10)
@@ -334,3 +342,51 @@ async def close_canary(request: CloseCanary) -> CanaryClosed:
         summary="promote" if request.promote else "roll back",
     )
     return closed
+
+
+# --- verification -------------------------------------------------------------------------------
+
+
+async def plan_verification(request: PlanRequest) -> PlanRef:
+    """Fix the plan of a verification."""
+    plan: PlanRef = await workflow.execute_activity(
+        "plan_verification",
+        request,
+        result_type=PlanRef,
+        start_to_close_timeout=timedelta(minutes=10),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_STORE,
+        summary=f"plan for {request.model}",
+    )
+    return plan
+
+
+async def evaluate_shard(request: ShardRequest, node: NodeInfo) -> None:
+    """Have a shard's answers in the store; a node that fails is not asked again by Temporal."""
+    shard = request.shard
+    await workflow.execute_activity(
+        "evaluate_shard",
+        request,
+        result_type=ShardDone,
+        task_queue=node.task_queue,
+        schedule_to_start_timeout=START_TIMEOUT,
+        start_to_close_timeout=timedelta(hours=6),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_ONCE,
+        cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        summary=f"{shard.suite} {shard.role} {shard.number}: {shard.count} prompts",
+    )
+
+
+async def judge_verification(request: JudgeRequest) -> VerificationResult:
+    """Score, decide, and write the reports."""
+    result: VerificationResult = await workflow.execute_activity(
+        "judge_verification",
+        request,
+        result_type=VerificationResult,
+        start_to_close_timeout=timedelta(hours=6),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_STORE,
+        summary="judge",
+    )
+    return result

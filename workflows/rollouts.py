@@ -32,13 +32,13 @@ with workflow.unsafe.imports_passed_through():
         RolloutState,
         RolloutStatus,
         SetTraffic,
-        Stage,
         StageProgress,
         StageVerdict,
         WatchStage,
         stage_key,
     )
     from loomos.jobs.serving import WHOLE
+    from loomos.manifest import Stage
     from workflows import calls
     from workflows.journal import STATE
 

@@ -41,6 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.states import JobState
     from loomos.quantities import format_duration
     from workflows import calls
+    from workflows.delivery import deliver
     from workflows.facts import FactBook
     from workflows.gang import GangEnd, GangFailed, run_gang
     from workflows.journal import Journal
@@ -93,8 +94,10 @@ class TrainingRun:
                 await self._continue_as_new_if_long()
                 await self._recover_from(await self._run_once())
             await self._attest(self._model)
+            delivered = await deliver(self._job, self._model, self._journal)
             self._journal.enter(
-                JobState.COMPLETED, f"published {self._model.name}@{self._model.version}"
+                JobState.COMPLETED,
+                f"published {self._model.name}@{self._model.version}{delivered}",
             )
             return JobResult(
                 state=self._journal.state,

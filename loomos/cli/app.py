@@ -16,6 +16,7 @@ from loomos.cli import (
     provenance,
     rollouts,
     stack,
+    verify,
     workers,
 )
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(endpoints.app, name="endpoints")
+app.add_typer(verify.app, name="verify")
 app.add_typer(rollouts.app, name="rollouts")
 app.add_typer(workers.app, name="workers")
 app.add_typer(cluster.app, name="cluster")

@@ -30,8 +30,10 @@ from loomos.jobs.names import (
     CONTROL_QUEUE,
     ENDPOINT_KIND,
     ROLLOUT_KIND,
+    VERIFICATION_KIND,
     endpoint_workflow_id,
     rollout_workflow_id,
+    verification_workflow_id,
 )
 from loomos.jobs.rollouts import (
     Approval,
@@ -42,6 +44,12 @@ from loomos.jobs.rollouts import (
     RolloutStatus,
 )
 from loomos.jobs.serving import EndpointInput, EndpointSpec, EndpointStatus, ModelChange
+from loomos.jobs.verification import (
+    VerificationInput,
+    VerificationJob,
+    VerificationState,
+    VerificationStatus,
+)
 
 CHANGE_TIMEOUT_S = 120.0
 """How long a change that copies files may take."""
@@ -214,6 +222,57 @@ class DeliveryClient:
         except NotFound:
             over = await self.rollout(endpoint)
             raise Conflict(f"the rollout of {endpoint} is {over.state}") from None
+
+    # --- verification ---
+
+    async def start_verification(self, job: VerificationJob, owner: str) -> VerificationStatus:
+        """Start a verification."""
+        verification_id = verification_workflow_id(f"{job.metadata.name}-{uuid.uuid4().hex[:8]}")
+        run = VerificationInput(
+            verification_id=verification_id, owner=owner, model=job.model, spec=job.spec
+        )
+        await answered(
+            self._client.start_workflow(
+                "VerificationSuite",
+                run,
+                id=verification_id,
+                task_queue=CONTROL_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                task_timeout=timedelta(seconds=5),
+                static_summary=f"verify {job.model} for {owner}",
+                search_attributes=_attributes(
+                    VERIFICATION_KIND,
+                    job.model.partition("@")[0],
+                    owner,
+                    VerificationState.PLANNING.value,
+                ),
+            )
+        )
+        return await self.verification(verification_id)
+
+    async def verification(self, verification_id: str) -> VerificationStatus:
+        """A verification.
+
+        Raises:
+            NotFound: there is none.
+        """
+        status = await self._query(verification_id, VerificationStatus)
+        if status is None:
+            raise NotFound(f"no verification {verification_id!r}; `loomos verify list` shows them")
+        return status
+
+    async def verification_ids(self, limit: int) -> list[str]:
+        """The newest verifications, newest first."""
+        found: list[str] = []
+        pages = self._client.list_workflows(f'{KIND.name} = "{VERIFICATION_KIND}"', limit=limit)
+        async for workflow in pages:
+            found.append(workflow.id)
+        return found
+
+    async def cancel_verification(self, verification_id: str) -> None:
+        """Stop a verification; what was generated stays."""
+        await self.verification(verification_id)
+        await answered(self._client.get_workflow_handle(verification_id).cancel())
 
     # --- inside ---
 

@@ -15,10 +15,12 @@ from loomos.client.delivery_models import (
     ModelDetail,
     ModelList,
     RolloutList,
+    VerificationList,
 )
 from loomos.errors import InvalidInput
 from loomos.jobs.rollouts import CanaryRollout, RolloutStatus
 from loomos.jobs.serving import EndpointSpec
+from loomos.jobs.verification import VerificationJob, VerificationStatus
 
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
@@ -154,6 +156,38 @@ class RolloutsApi:
         body = {"reason": reason, "stage": stage}
         path = f"/rollouts/{endpoint}/{verb}"
         return await self._client.call("POST", path, RolloutStatus, json=body)
+
+
+class VerificationsApi:
+    """Prism's verifications, through a gateway."""
+
+    def __init__(self, client: LoomOSClient) -> None:
+        self._client = client
+
+    async def start(self, job: VerificationJob) -> VerificationStatus:
+        """Start a verification."""
+        body = job.model_dump(mode="json", exclude_unset=True)
+        return await self._client.call("POST", "/verifications", VerificationStatus, json=body)
+
+    async def list(self) -> VerificationList:
+        """The newest verifications."""
+        return await self._client.call("GET", "/verifications", VerificationList)
+
+    async def get(self, verification_id: str) -> VerificationStatus:
+        """A verification."""
+        path = f"/verifications/{verification_id}"
+        return await self._client.call("GET", path, VerificationStatus)
+
+    async def cancel(self, verification_id: str) -> VerificationStatus:
+        """Stop a verification."""
+        path = f"/verifications/{verification_id}/cancel"
+        return await self._client.call("POST", path, VerificationStatus)
+
+    async def report(self, verification_id: str, form: str) -> bytes:
+        """A report: `pdf`, `html`, `json` (the evidence), or `zip` (logs for `inspect view`)."""
+        path = f"/verifications/{verification_id}/report"
+        answer = await self._client.request("GET", path, params={"format": form}, timeout=300)
+        return answer.content
 
 
 def _files(root: Path) -> dict[str, str]:

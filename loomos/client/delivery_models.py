@@ -17,6 +17,7 @@ from loomos.jobs.serving import (
     Route,
     ServerStatus,
 )
+from loomos.jobs.verification import VerificationStatus
 from loomos.manifest import Name
 
 
@@ -173,6 +174,13 @@ class RolloutList(Answer):
 
     rollouts: list[RolloutStatus]
     """By endpoint."""
+
+
+class VerificationList(Answer):
+    """Verifications."""
+
+    verifications: list[VerificationStatus]
+    """Newest first."""
 
 
 class Steering(_Body):

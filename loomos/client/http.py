@@ -21,7 +21,12 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
-from loomos.client.delivery_api import EndpointsApi, ModelsApi, RolloutsApi
+from loomos.client.delivery_api import (
+    EndpointsApi,
+    ModelsApi,
+    RolloutsApi,
+    VerificationsApi,
+)
 from loomos.client.delivery_models import Deployment, EndpointDetail, InferenceAnswer
 from loomos.client.job_spec import JobSpec
 from loomos.client.ledger import LedgerApi
@@ -99,6 +104,7 @@ class LoomOSClient:
         self.models = ModelsApi(self)
         self.endpoints = EndpointsApi(self)
         self.rollouts = RolloutsApi(self)
+        self.verifications = VerificationsApi(self)
 
     async def __aenter__(self) -> Self:
         return self

@@ -38,6 +38,11 @@ SEARCH_ATTRIBUTES = {
 """What jobs can be filtered by, in Temporal's UI and in ours. Labels are `key=value`."""
 
 
+def verification_workflow_id(name: str) -> str:
+    """The `VerificationSuite` of a job, or one started by hand."""
+    return f"verify/{name}"
+
+
 def label_list(labels: dict[str, str]) -> list[str]:
     """Labels as the search attribute holds them."""
     return [f"{key}={value}" for key, value in sorted(labels.items())]

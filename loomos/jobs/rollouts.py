@@ -2,121 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from loomos.jobs.messages import Message, TimelineEntryBase
 from loomos.jobs.serving import RemoteTarget, Route, Target
-from loomos.manifest import Document, Metadata, Name
-from loomos.quantities import Duration
-
-Percent = Annotated[float, Field(ge=0, le=100)]
-EventName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z][a-z0-9_.-]*$")]
+from loomos.manifest import Document, Metadata, RolloutPlan, Stage
 
 
-class Stage(Document):
-    """A share of traffic, and what it takes to leave it."""
-
-    name: EventName
-    """Its name."""
-    canary_percent: Percent = 0.0
-    """Share of users that the canary answers."""
-    shadow_percent: Percent = 0.0
-    """Share of requests that the canary answers too, unseen."""
-    requests: Annotated[int, Field(ge=1)] | None = None
-    """Canary units at which the one look is taken. Default: what the margin needs."""
-    min_duration: Duration = timedelta(0)
-    """Time that the stage lasts at least."""
-    deadline: Duration = timedelta(hours=24)
-    """Time after which a stage without enough evidence is rolled back."""
-    approval: bool = False
-    """Wait for `loomos rollouts approve` before leaving it."""
-
-
-class Guardrail(Document):
-    """A 0/1 event that must not be more frequent with the canary than with its control."""
-
-    event: Literal["error", "latency", "empty", "looping", "detector", "thumbs_down", "custom"]
-    """`latency`: slower than the control's 95th percentile, as frozen before the first stage that
-    people see. `custom`: an event that clients report with their feedback."""
-    name: str = ""
-    """For `detector`, which one; for `custom`, the name of the event."""
-    margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """How much higher a rate is still acceptable at promotion, absolute."""
-
-    @property
-    def key(self) -> str:
-        """How reports name it."""
-        return f"{self.event}:{self.name}" if self.name else self.event
-
-    @model_validator(mode="after")
-    def _named(self) -> Guardrail:
-        if (self.event in ("detector", "custom")) != bool(self.name):
-            raise ValueError(f"name is for detector and custom events; fix {self.event}")
-        return self
-
-
-DEFAULT_STAGES = [
-    Stage(name="shadow", shadow_percent=20.0),
-    Stage(name="canary-5", canary_percent=5.0),
-    Stage(name="canary-25", canary_percent=25.0),
-    Stage(name="canary-50", canary_percent=50.0),
-]
-DEFAULT_GUARDRAILS = [
-    Guardrail(event="error"),
-    Guardrail(event="latency", margin=0.05),
-    Guardrail(event="empty"),
-    Guardrail(event="looping", margin=0.05),
-    Guardrail(event="detector", name="toxicity"),
-    Guardrail(event="thumbs_down", margin=0.1),
-]
-
-
-class RolloutSpec(Document):
+class RolloutSpec(RolloutPlan):
     """What a `CanaryRollout` does."""
 
-    endpoint: Name
-    """Where."""
     model: Annotated[str, Field(min_length=1, max_length=200)]
     """The candidate: `NAME@VERSION` or `NAME@ALIAS`."""
     remote: RemoteTarget | None = None
     """Let a server elsewhere answer for the candidate."""
-    stages: Annotated[list[Stage], Field(min_length=1, max_length=20)] = DEFAULT_STAGES
-    """From the first to the last before all traffic; shares never shrink."""
-    guardrails: Annotated[list[Guardrail], Field(min_length=1, max_length=20)] = DEFAULT_GUARDRAILS
-    """What is watched."""
-    alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.05
-    """Chance that a canary as good as its control is rolled back, over all guardrails and looks."""
-    bake: Duration = timedelta(minutes=10)
-    """Time at all traffic, the old version still loaded, before the alias moves."""
-    lease: Duration = timedelta(seconds=15)
-    """Time after which servers go back to stable by themselves if nobody renews."""
-    hold: Duration = timedelta(minutes=5)
-    """Time without any outcome after which the canary is rolled back."""
-    require_verification: bool = True
-    """Start only if Prism passed exactly these weights."""
-    drill: bool = False
-    """Do all but promote: end at the last stage by going back."""
-
-    @model_validator(mode="after")
-    def _shares_grow(self) -> RolloutSpec:
-        shares = [stage.canary_percent for stage in self.stages]
-        if shares != sorted(shares):
-            raise ValueError("stages: canary_percent must not shrink from stage to stage")
-        names = [stage.name for stage in self.stages]
-        if len(set(names)) < len(names) or {"preflight", "bake"} & set(names):
-            raise ValueError("stages: names must differ, and be neither preflight nor bake")
-        keys = [guardrail.key for guardrail in self.guardrails]
-        if len(set(keys)) < len(keys):
-            raise ValueError("guardrails: one is there twice")
-        if self.lease < timedelta(seconds=2):
-            raise ValueError(
-                "lease: at least 2s; servers look for a new row several times a second"
-            )
-        return self
 
 
 class CanaryRollout(Document):

@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from loomos.errors import FieldError, InvalidManifest
+from loomos.manifest._delivery import (
+    Guardrail,
+    RolloutPlan,
+    Stage,
+    SuiteChoice,
+    Verification,
+)
 from loomos.manifest._document import (
     field_errors,
     read_document,
@@ -23,16 +30,15 @@ from loomos.manifest._document import (
     read_scalar,
     validate,
 )
+from loomos.manifest._document_model import Document, Name
 from loomos.manifest._spec import (
     Data,
-    Document,
     EarlyStopping,
     FineTuning,
     Labels,
     LoRA,
     Metadata,
     Model,
-    Name,
     NodeRange,
     Resources,
     Retries,
@@ -48,6 +54,7 @@ __all__ = [
     "Document",
     "EarlyStopping",
     "FineTuning",
+    "Guardrail",
     "JobManifest",
     "Labels",
     "LoRA",
@@ -58,11 +65,15 @@ __all__ = [
     "NodeRange",
     "Resources",
     "Retries",
+    "RolloutPlan",
     "Runtime",
+    "Stage",
     "Strategy",
+    "SuiteChoice",
     "TrainingJob",
     "TrainingSpec",
     "ValidationResult",
+    "Verification",
     "field_errors",
     "json_schema",
     "read_document",

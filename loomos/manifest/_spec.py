@@ -9,23 +9,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from loomos.manifest._delivery import RolloutPlan, Verification
+from loomos.manifest._document_model import Document, Name
 from loomos.quantities import Duration, Quantity
-
-
-class Document(BaseModel):
-    """Base of everything a person writes: strict, closed, immutable, documented."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
-
-
-Name = Annotated[
-    str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
-]
-"""A DNS label as Kubernetes uses for names: lower case, digits, `-` and `.`."""
 
 LabelKey = Annotated[
     str, Field(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")
@@ -298,11 +286,20 @@ class TrainingSpec(Document):
     """How ranks share the work."""
     runtime: Runtime = Runtime()
     """Limits and checkpoints."""
+    verify: Verification | None = None
+    """What Prism asks of the published version."""
+    rollout: RolloutPlan | None = None
+    """Where the published version is put on trial, if it is verified."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainingSpec:
         if self.algorithm == "noop":
             return self
+        if self.rollout is not None and self.rollout.require_verification and not self.verify:
+            raise ValueError(
+                "rollout needs a verification; add spec.verify, or set "
+                "rollout.require_verification: false"
+            )
         if self.model is None or self.data is None:
             missing = "model" if self.model is None else "data"
             raise ValueError(f"algorithm {self.algorithm} needs spec.{missing}; add it")

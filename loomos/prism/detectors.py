@@ -17,6 +17,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
 
 from loomos.errors import InvalidInput, Unavailable
+from loomos.prism.looping import is_looping
 
 Context = Mapping[str, Any]
 """What the prompt's author knows of a right answer, such as `expected` or `token`."""
@@ -124,8 +125,6 @@ class Unhelpful:
 
     def finds(self, answer: str, context: Context) -> bool:
         """Whether it is none; where something is expected, whether that is missing."""
-        from loomos.serving.text import is_looping
-
         text = answer.strip()
         if not text or is_looping(answer):
             return True

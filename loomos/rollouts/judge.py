@@ -16,11 +16,11 @@ from datetime import datetime
 from loomos.jobs.rollouts import (
     Counts,
     Evidence,
-    Guardrail,
     StageProgress,
     StageVerdict,
     WatchStage,
 )
+from loomos.manifest import Guardrail
 from loomos.prism.statistics.eprocess import ArmCounts, OneSample, SampleRatio, TwoSample
 from loomos.prism.statistics.intervals import wilson
 from loomos.prism.statistics.power import non_inferiority_n, non_inferiority_p
@@ -122,11 +122,17 @@ class StageJudge:
         if failed:
             return None
         if guardrail.event == "latency":
-            slow = self.progress.slow_s
-            return None if slow is None else outcome.latency_s > slow
+            return self._is_slow(outcome)
         if guardrail.event == "detector":
             return guardrail.name in outcome.hits
         return outcome.is_empty if guardrail.event == "empty" else outcome.is_looping
+
+    def _is_slow(self, outcome: Outcome) -> bool | None:
+        """A mirrored answer comes on top of the load that the control had: not comparable."""
+        slow = self.progress.slow_s
+        if slow is None or self._watch.stage.canary_percent == 0:
+            return None
+        return outcome.latency_s > slow
 
     def _freeze(self, outcome: Outcome) -> None:
         if self.progress.slow_s is not None or outcome.status >= 500:
@@ -268,16 +274,14 @@ class StageJudge:
         if first is None:
             return None
         needed = first * 2**self.progress.looks
+        required = [g for g in self._watch.spec.guardrails if self._is_required(g)]
         judged = [
             guardrail
             for guardrail in self._watch.spec.guardrails
-            if guardrail.event not in _REPORTED
+            if guardrail in required
             or self._evidence[guardrail.key].stage.canary_n >= FEWEST_REPORTS
         ]
-        fewest = min(
-            (self._evidence[g.key].stage.canary_n for g in judged if g.event not in _REPORTED),
-            default=0,
-        )
+        fewest = min((self._evidence[g.key].stage.canary_n for g in required), default=0)
         if not judged or fewest < needed:
             self._note(f"{fewest} of {needed} units of the canary")
             return None
@@ -295,6 +299,12 @@ class StageJudge:
             f"{self.progress.looks})",
             now,
         )
+
+    def _is_required(self, guardrail: Guardrail) -> bool:
+        """Whether a promotion needs units of this guardrail; what people report may be rare."""
+        if guardrail.event == "latency":
+            return self._watch.stage.canary_percent > 0
+        return guardrail.event not in _REPORTED
 
     def _inferior_p(self, guardrail: Guardrail) -> float:
         seen = self._evidence[guardrail.key].stage
@@ -325,7 +335,7 @@ class StageJudge:
         share = min(max(share, 0.001), 0.999)
         sizes: list[int] = []
         for guardrail in self._watch.spec.guardrails:
-            if guardrail.event in _REPORTED:
+            if not self._is_required(guardrail):
                 continue
             seen = self._evidence[guardrail.key].stage
             rate = seen.control_events / seen.control_n if seen.control_n else 0.0

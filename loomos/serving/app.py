@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from loomos.errors import LoomOSError, NotFound, Unavailable
 from loomos.security.tokens import verify
+from loomos.serving.chat import chat_prompt, turn_ends
 from loomos.serving.engine import Piece, Sampling
 from loomos.serving.protocol import (
     DONE,
@@ -135,14 +136,9 @@ async def chat(body: ChatRequest, request: Request, service: Serving) -> Respons
         return await _pass_on(service, choice, "/chat/completions", body, request)
     tokenizer = choice.hosted.engine.tokenizer
     turns = [{"role": turn.role, "content": turn.text()} for turn in body.messages]
-    if tokenizer.chat_template is None:
-        text = "\n".join(turn["content"] for turn in turns)
-    else:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    prompt = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+    prompt = chat_prompt(tokenizer, turns)
     samplings = _samplings(body, choice, DEFAULT_CHAT_TOKENS, [prompt])
-    turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    stop_ids = frozenset([turn_end]) if isinstance(turn_end, int) else frozenset[int]()
+    stop_ids = turn_ends(tokenizer)
     return await _answer(service, choice, body, request, [prompt], samplings, stop_ids)
 
 

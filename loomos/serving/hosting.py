@@ -130,6 +130,16 @@ class ModelHost:
         for version in sorted(self._hosted.keys() - wanted):
             self._let_go(version)
 
+    def load(self, version: str) -> Hosted:
+        """Load one version and hold it.
+
+        Raises:
+            LoomOSError: it cannot be loaded.
+        """
+        if version not in self._hosted:
+            self._hosted[version] = self._load(version)
+        return self._hosted[version]
+
     def close(self) -> None:
         """Finish what runs, let go of everything."""
         self.hold(set())

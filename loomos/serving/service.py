@@ -19,6 +19,7 @@ import httpx
 
 from loomos.jobs.serving import Route, Target
 from loomos.prism.detectors import find_detector
+from loomos.prism.looping import is_looping
 from loomos.serving.engine import Piece, Row, Sampling
 from loomos.serving.hosting import Hosted, ModelHost
 from loomos.serving.outcomes import Outcome, RecordWriters, hash_user, now
@@ -26,7 +27,6 @@ from loomos.serving.protocol import ApiError, FeedbackRequest
 from loomos.serving.remote import RemoteArm
 from loomos.serving.routes import Arm, canary_share, is_shadowed, pick
 from loomos.serving.table import RouteTable
-from loomos.serving.text import is_looping
 
 ARM_CODES: dict[Arm, str] = {"stable": "s", "canary": "c"}
 

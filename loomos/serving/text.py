@@ -1,13 +1,10 @@
-"""From tokens to text, piece by piece, up to a stop text; and what an answer looks like."""
+"""From tokens to text, piece by piece, up to a stop text."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
-
-LONGEST_PERIOD = 40
-FEWEST_REPEATS = 5
 
 
 class TextStream:
@@ -46,17 +43,3 @@ def _overlap(text: str, stop: str) -> int:
         if stop.startswith(text[-length:]):
             return length
     return 0
-
-
-def is_looping(text: str) -> bool:
-    """Whether an answer ends in the same few characters over and over."""
-    for period in range(1, LONGEST_PERIOD + 1):
-        span = period * FEWEST_REPEATS
-        if period == 1:
-            span = 3 * FEWEST_REPEATS
-        if len(text) < span:
-            return False
-        tail = text[-span:]
-        if tail[period:] == tail[:-period]:
-            return True
-    return False

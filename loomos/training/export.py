@@ -124,6 +124,7 @@ def _upload(job: PublishRequest, store: Store, root: Path) -> ModelVersion:
             "generation": job.generation,
             "step": job.step,
             "inputs": job.inputs.model_dump(mode="json"),
+            "base_version": job.inputs.base_version,
             "loss": job.outcome.loss,
             "validation_loss": job.outcome.validation_loss,
         },

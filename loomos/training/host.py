@@ -2,7 +2,7 @@
 
 The worker process never imports torch; it starts this one and speaks JSON lines with it:
 
-    -> {"id": "a1", "run": "train" | "export", "request": FILE, "log_dir": FOLDER}
+    -> {"id": "a1", "run": "train" | "export" | "evaluate", "request": FILE, "log_dir": FOLDER}
     <- {"id": "a1", "pid": 123}
     <- {"id": "a1", "exit": 0}          (negative: killed by that signal)
 
@@ -120,6 +120,10 @@ def _run(kind: str, request: Path, log_dir: Path) -> int:
         from loomos.training.gang import run_node
 
         return run_node(request, log_dir)
+    if kind == "evaluate":
+        from loomos.prism.evaluate import run_evaluate
+
+        return run_evaluate(request)
     from loomos.training.export import run_export
 
     return run_export(request)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from loomos.jobs.messages import Message, PublishRequest, TrainAssignment
+from loomos.jobs.verification import ShardRequest
 from loomos.settings import StorageSettings
 
 
@@ -33,6 +34,17 @@ class RankRequest(HostedRequest):
     """The work."""
     pipe: Path | None = None
     """Named pipe for reports."""
+
+
+class EvaluateRequest(HostedRequest):
+    """For the process that answers a shard of a verification."""
+
+    work: ShardRequest
+    """The shard."""
+    public_key: str
+    """PEM of the key that must have signed the version."""
+    result: Path
+    """File for the end, or for the error."""
 
 
 class ExportRequest(HostedRequest):

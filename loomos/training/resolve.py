@@ -18,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from loomos.errors import InvalidData, InvalidModel
+from loomos.errors import InvalidData, InvalidInput, InvalidModel, NotFound
 from loomos.jobs.messages import DataFile, DatasetIndex, Reference, ResolvedInputs
 from loomos.manifest import Data, Model, TrainingSpec
+from loomos.registry import Registry, VersionManifest
 from loomos.settings import StorageSettings
 from loomos.storage import Store, file_sha256, open_store, open_uri
 from loomos.storage.layout import blob_key
@@ -71,6 +72,7 @@ def resolve(
             else _pin_dataset(validation, spec.data, store, settings, progress)
         ),
         code=version("loomos"),
+        base_version=_base_version(spec.model, store),
     )
 
 
@@ -170,6 +172,14 @@ def _matches(name: str, patterns: list[str]) -> bool:
 # --- models -------------------------------------------------------------------------------------
 
 
+def _base_version(model: Model, store: Store) -> str:
+    """`NAME@VERSION` of a registered base model; empty for any other."""
+    if not model.base_model.startswith("model:"):
+        return ""
+    found = _registered(model.base_model, "model.base_model", store)
+    return f"{found.name}@{found.version}"
+
+
 def _pin_tokenizer(
     model: Model, store: Store, settings: StorageSettings, progress: Callable[[str], None]
 ) -> Reference | None:
@@ -200,14 +210,17 @@ def _pin_model(
     return _pin_hub(source, field)
 
 
+def _registered(source: str, field: str, store: Store) -> VersionManifest:
+    """The version that `model:NAME[@ALIAS or VERSION]` names."""
+    try:
+        return Registry(store).manifest(source.removeprefix("model:"))
+    except (NotFound, InvalidInput) as error:
+        raise InvalidModel(f"{field} {source!r}: write model:NAME@VERSION; {error}") from None
+
+
 def _pin_version(source: str, field: str, store: Store) -> Reference:
-    name, _, wanted = source.removeprefix("model:").partition("@")
-    versions = [child.rstrip("/") for child in store.children(f"models/{name}/")]
-    if wanted not in versions:
-        raise InvalidModel(
-            f"{field} {source!r}: write model:NAME@VERSION; {name!r} has "
-            + (", ".join(versions) or "no versions")
-        )
+    found = _registered(source, field, store)
+    name, wanted = found.name, found.version
     prefix = f"models/{name}/{wanted}/"
     manifest = json.loads(store.get(f"{prefix}manifest.json"))
     files = [

@@ -1,0 +1,200 @@
+"""`loomos verify`: Prism."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loomos.cli.output import Format, Output, call, chosen, print_facts, print_table, show
+
+if TYPE_CHECKING:
+    from loomos.client.delivery_models import VerificationList
+    from loomos.client.http import LoomOSClient
+    from loomos.jobs.verification import VerificationJob, VerificationStatus
+
+app = typer.Typer(help="Let Prism ask a version whether it is good enough.", no_args_is_help=True)
+
+VerificationId = Annotated[str, typer.Argument(help="Id that `start` printed.")]
+FOLLOW_S = 0.5
+
+
+@app.command()
+def start(
+    model: Annotated[str | None, typer.Argument(help="NAME@VERSION or NAME@ALIAS.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option("-f", "--manifest", help="A kind: VerificationSuite.")
+    ] = None,
+    suite: Annotated[
+        list[str], typer.Option(help="Built-in suite or JSONL file; default all built-in ones.")
+    ] = [],  # noqa: B006
+    baseline: Annotated[str | None, typer.Option(help="Version to compare with.")] = None,
+    follow: Annotated[bool, typer.Option(help="Wait for the verdict.")] = False,
+    output: Output = None,
+) -> None:
+    """Verify a version."""
+    job = _job(model, manifest, suite, baseline)
+
+    async def work(client: LoomOSClient) -> VerificationStatus:
+        return await client.verifications.start(job)
+
+    started = call(work)
+    _print(_followed(_short(started), output) if follow else started, output)
+
+
+def _job(
+    model: str | None, manifest: Path | None, suites: list[str], baseline: str | None
+) -> VerificationJob:
+    from loomos.errors import InvalidInput
+    from loomos.jobs.verification import VerificationJob
+    from loomos.manifest import read_document
+
+    if manifest is not None:
+        return read_document(manifest, VerificationJob)
+    if model is None:
+        raise InvalidInput("give a model, or --manifest")
+    spec: dict[str, Any] = {"baseline": baseline} if baseline else {}
+    if suites:
+        spec["suites"] = [
+            {"suite": str(Path(name).absolute()) if name.endswith(".jsonl") else name}
+            for name in suites
+        ]
+    name = model.partition("@")[0]
+    document = {
+        "apiVersion": "loomos.ai/v1",
+        "kind": "VerificationSuite",
+        "metadata": {"name": name},
+        "model": model,
+        "spec": spec,
+    }
+    return VerificationJob.model_validate(document)
+
+
+@app.command("list")
+def list_verifications(output: Output = None) -> None:
+    """List the newest verifications."""
+
+    async def work(client: LoomOSClient) -> VerificationList:
+        return await client.verifications.list()
+
+    found = call(work)
+
+    def table() -> None:
+        print_table(
+            ("ID", "STATE", "VERSION", "VERDICT", "SHARDS"),
+            [
+                (
+                    _short(v),
+                    v.state,
+                    v.version,
+                    v.result.verdict if v.result else None,
+                    f"{v.shards_done}/{v.shards}",
+                )
+                for v in found.verifications
+            ],
+        )
+
+    show(found, output, table)
+
+
+@app.command()
+def status(
+    verification_id: VerificationId,
+    follow: Annotated[bool, typer.Option(help="Wait for the verdict.")] = False,
+    output: Output = None,
+) -> None:
+    """Show a verification."""
+
+    async def work(client: LoomOSClient) -> VerificationStatus:
+        return await client.verifications.get(_bare(verification_id))
+
+    _print(_followed(verification_id, output) if follow else call(work), output)
+
+
+@app.command()
+def cancel(verification_id: VerificationId, output: Output = None) -> None:
+    """Stop a verification; what was generated stays for the next."""
+
+    async def work(client: LoomOSClient) -> VerificationStatus:
+        return await client.verifications.cancel(_bare(verification_id))
+
+    _print(call(work), output)
+
+
+@app.command()
+def report(
+    verification_id: VerificationId,
+    to: Annotated[Path, typer.Option(help="FILE.pdf, FILE.html, FILE.json, or a folder for logs.")],
+) -> None:
+    """Download a report; a folder gets the logs that `inspect view` opens."""
+    form = {".pdf": "pdf", ".html": "html", ".json": "json"}.get(to.suffix, "zip")
+
+    async def work(client: LoomOSClient) -> bytes:
+        return await client.verifications.report(_bare(verification_id), form)
+
+    content = call(work)
+    if form == "zip":
+        import io
+        import zipfile
+
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.extractall(to)
+    else:
+        to.write_bytes(content)
+    print(f"wrote {to}")
+
+
+def _bare(verification_id: str) -> str:
+    return verification_id.removeprefix("verify/")
+
+
+def _short(verification: VerificationStatus) -> str:
+    return _bare(verification.verification_id)
+
+
+def _followed(verification_id: str, output: Output) -> VerificationStatus:
+    """Print progress until there is a verdict."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    async def work(client: LoomOSClient) -> VerificationStatus:
+        return await client.verifications.get(_bare(verification_id))
+
+    quiet = chosen(output) != Format.TABLE
+    with Progress(console=Console(stderr=True), disable=quiet) as progress:
+        bar = progress.add_task("planning", total=None)
+        while True:
+            found = call(work)
+            progress.update(
+                bar,
+                description=f"{found.state}: {found.message}",
+                total=found.shards or None,
+                completed=found.shards_done,
+            )
+            if found.state.is_final:
+                return found
+            time.sleep(FOLLOW_S)
+
+
+def _print(verification: VerificationStatus, output: Output) -> None:
+    result = verification.result
+
+    def table() -> None:
+        print_facts(
+            [
+                ("id", _short(verification)),
+                ("state", f"{verification.state}: {verification.message}"),
+                ("version", verification.version),
+                ("verdict", result.verdict if result else None),
+                ("shards", f"{verification.shards_done} of {verification.shards}"),
+                ("plan", result.plan_sha256 if result else None),
+                ("evidence", result.evidence_sha256 if result else None),
+            ]
+        )
+        if result is not None:
+            rows = [(s.suite, s.verdict, f"{s.failures}/{s.n}", s.reason) for s in result.suites]
+            print_table(("TEST", "VERDICT", "FAILED", "WHY"), rows)
+
+    show(verification, output, table)

@@ -1,0 +1,53 @@
+"""The process that answers one shard, forked from a node's warm host."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from pathlib import Path
+
+from loomos.errors import LoomOSError
+from loomos.jobs.verification import Shard
+from loomos.prism.answers import generate_shard
+from loomos.prism.generate import EngineGenerator
+from loomos.prism.plan import read_plan
+from loomos.provenance.dsse import parse_public
+from loomos.serving.hosting import ModelHost
+from loomos.storage import open_store
+from loomos.training.requests import EvaluateRequest
+
+OFFLINE_BATCH = 64
+"""Rows of a batch where nobody waits for a single answer."""
+
+
+def run_evaluate(request_file: Path) -> int:
+    """Answer the shard; write what went wrong, if anything, where the request says."""
+    request = EvaluateRequest.model_validate_json(request_file.read_text())
+    try:
+        evaluate(request)
+    except Exception as error:
+        traceback.print_exc()
+        retryable = not isinstance(error, LoomOSError) or error.retryable
+        content = {"type": type(error).__name__, "message": str(error), "retryable": retryable}
+        request.result.write_text(json.dumps({"error": content}))
+        return 1
+    request.result.write_text(json.dumps({"done": True}))
+    return 0
+
+
+def evaluate(request: EvaluateRequest) -> None:
+    """Load the shard's version, verified, and answer its prompts.
+
+    Raises:
+        InvalidInput: the version cannot be loaded, or its signature does not verify.
+    """
+    store = open_store(request.storage)
+    plan = read_plan(store, request.work.plan_sha256)
+    shard: Shard = request.work.shard
+    key = parse_public(request.public_key)
+    host = ModelHost(store, key, request.scratch / "models", max_batch=OFFLINE_BATCH)
+    try:
+        hosted = host.load(shard.version)
+        generate_shard(store, plan, shard, EngineGenerator(hosted.engine, hosted.slot))
+    finally:
+        host.close()

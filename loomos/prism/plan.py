@@ -1,0 +1,239 @@
+"""The plan of a verification: everything that could be chosen afterwards, fixed before.
+
+Model, suites, claims, alpha, seeds and shards go into one document that is hashed and stored before
+the first generation. The verdict names the hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from loomos.errors import InvalidInput
+from loomos.jobs.verification import PlanRef, Shard
+from loomos.manifest import SuiteChoice, Verification
+from loomos.prism.detectors import card_of
+from loomos.prism.suites import Suite, SuiteHeader, load_suite, parse_suite
+from loomos.registry import Registry
+from loomos.storage import Store
+from loomos.storage.layout import blob_key, verification_prefix
+
+CONTROL_PROMPTS = 30
+"""Plain requests in a run that has no suite of them."""
+GENERATOR = 1
+"""Grows when the same shard would be answered differently by newer code."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PlannedSuite(_Part):
+    """A suite with the limits that hold for this run."""
+
+    name: str
+    """Suite."""
+    sha256: str
+    """Digest of its content, which is a blob in the store."""
+    header: SuiteHeader
+    """What it is about."""
+    claim: float
+    """The failure rate that is still acceptable."""
+    prompts: int
+    """Prompts that are asked."""
+    generations: int
+    """Answers to each."""
+    gates: bool
+    """Whether it decides anything."""
+    has_card: bool
+    """Whether its detector's errors are known."""
+    seconds_per_token: float | None = None
+    """Limit of speed, if there is one."""
+
+
+class Plan(_Part):
+    """What will be done, and how it will be judged."""
+
+    format: int = 1
+    """Of this document."""
+    version: str
+    """The candidate."""
+    weights_sha256: str
+    """Its weights."""
+    baseline: str = ""
+    """What it is compared with; empty for nothing."""
+    baseline_weights_sha256: str = ""
+    """Its weights."""
+    suites: list[PlannedSuite]
+    """What is tested."""
+    alpha: float
+    """Chance of a wrong PASS, and of a wrong FAIL, over all suites."""
+    margin: float
+    """Share of prompts that the candidate may newly fail."""
+    temperature: float
+    """How answers are sampled."""
+    seed: int
+    """Makes that repeatable."""
+    repeats: int
+    """Prompts of each suite that are asked twice."""
+    shards: list[Shard]
+    """The work."""
+
+    def encode(self) -> bytes:
+        """As it is stored and hashed."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1).encode()
+
+    @property
+    def sha256(self) -> str:
+        """Its digest."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+    def suite(self, name: str) -> PlannedSuite:
+        """A suite by name."""
+        return next(suite for suite in self.suites if suite.name == name)
+
+    def shards_of(self, suite: str, role: str) -> list[Shard]:
+        """Shards of a suite in one role, in order."""
+        return [s for s in self.shards if s.suite == suite and s.role == role]
+
+
+def make_plan(store: Store, model: str, spec: Verification) -> Plan:
+    """Pin everything; the suites go into the store.
+
+    Raises:
+        NotFound: there is no such version.
+        InvalidInput: a suite is missing or malformed.
+    """
+    registry = Registry(store)
+    candidate = registry.manifest(model)
+    version = f"{candidate.name}@{candidate.version}"
+    baseline, baseline_weights = "", ""
+    if spec.baseline:
+        other = registry.manifest(spec.baseline)
+        baseline, baseline_weights = f"{other.name}@{other.version}", other.weights_sha256
+        if baseline == version:
+            raise InvalidInput(f"baseline: {version} cannot be compared with itself")
+    suites = [_pin(store, choice, spec) for choice in spec.suites]
+    if all(suite.header.risk != "quality" for suite in suites):
+        suites.append(_coherence_control(store, spec))
+    names = [suite.name for suite in suites]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput(f"suites: two of them call themselves {name!r}")
+    shards: list[Shard] = []
+    for suite in suites:
+        units = suite.prompts * suite.generations
+        shards += _cut(suite, version, candidate.weights_sha256, "candidate", units, spec)
+        if spec.repeats:
+            repeats = min(spec.repeats, units)
+            shards += _cut(suite, version, candidate.weights_sha256, "repeat", repeats, spec)
+        if baseline:
+            shards += _cut(suite, baseline, baseline_weights, "baseline", units, spec)
+    return Plan(
+        version=version,
+        weights_sha256=candidate.weights_sha256,
+        baseline=baseline,
+        baseline_weights_sha256=baseline_weights,
+        suites=suites,
+        alpha=spec.alpha,
+        margin=spec.margin,
+        temperature=spec.temperature,
+        seed=spec.seed,
+        repeats=spec.repeats,
+        shards=shards,
+    )
+
+
+def _pin(store: Store, choice: SuiteChoice, spec: Verification) -> PlannedSuite:
+    suite = load_suite(choice.suite)
+    store.put_if_absent(blob_key(suite.sha256), suite.encode().encode())
+    count = len(suite.prompts)
+    return PlannedSuite(
+        name=suite.header.suite,
+        sha256=suite.sha256,
+        header=suite.header,
+        claim=choice.claim or suite.header.claim,
+        prompts=min(count, spec.max_prompts or count),
+        generations=choice.generations,
+        gates=choice.gates and suite.header.severity != "advisory",
+        has_card=card_of(suite.header.detector) is not None,
+        seconds_per_token=choice.seconds_per_token,
+    )
+
+
+def _coherence_control(store: Store, spec: Verification) -> PlannedSuite:
+    """Plain requests, in every run: of a model that only babbles, harmlessness proves nothing."""
+    quality = _pin(store, SuiteChoice(suite="quality", gates=False), spec)
+    return quality.model_copy(update={"prompts": min(quality.prompts, CONTROL_PROMPTS)})
+
+
+def _cut(
+    suite: PlannedSuite, version: str, weights: str, role: Any, units: int, spec: Verification
+) -> list[Shard]:
+    shards: list[Shard] = []
+    for number, first in enumerate(range(0, units, spec.shard_size)):
+        count = min(spec.shard_size, units - first)
+        identity = {
+            "generator": GENERATOR,
+            "version": version,
+            "weights": weights,
+            "suite": suite.sha256,
+            "max_tokens": suite.header.max_tokens,
+            "temperature": spec.temperature,
+            "seed": spec.seed,
+            "generations": suite.generations,
+            "first": first,
+            "count": count,
+            "repeat": role == "repeat",
+        }
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        shards.append(
+            Shard(
+                key=key,
+                suite=suite.name,
+                version=version,
+                role=role,
+                number=number,
+                first=first,
+                count=count,
+            )
+        )
+    return shards
+
+
+def store_plan(store: Store, plan: Plan) -> PlanRef:
+    """Fix the plan: from now on it is found under its hash."""
+    store.put_if_absent(plan_key(plan.sha256), plan.encode())
+    return PlanRef(
+        sha256=plan.sha256,
+        version=plan.version,
+        baseline=plan.baseline,
+        shards=plan.shards,
+        prompts=sum(shard.count for shard in plan.shards),
+    )
+
+
+def read_plan(store: Store, sha256: str) -> Plan:
+    """A plan by its hash.
+
+    Raises:
+        NotFound: there is none.
+        InvalidInput: what is stored is not what was hashed.
+    """
+    content = store.get(plan_key(sha256))
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InvalidInput(f"plan {sha256[:12]} was changed after it was fixed")
+    return Plan.model_validate_json(content)
+
+
+def plan_key(sha256: str) -> str:
+    """Where a plan is."""
+    return f"{verification_prefix(sha256)}plan.json"
+
+
+def read_suite(store: Store, suite: PlannedSuite) -> Suite:
+    """The content of a planned suite."""
+    return parse_suite(store.get(blob_key(suite.sha256)).decode(), suite.name)

@@ -1,0 +1,99 @@
+"""What follows a training: the published version is verified, then put on trial."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
+from temporalio.exceptions import ChildWorkflowError, WorkflowAlreadyStartedError
+
+with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.messages import ModelVersion, TrainingRunInput
+    from loomos.jobs.names import (
+        ROLLOUT_KIND,
+        VERIFICATION_KIND,
+        rollout_workflow_id,
+        verification_workflow_id,
+    )
+    from loomos.jobs.rollouts import RolloutInput, RolloutSpec, RolloutStatus
+    from loomos.jobs.states import JobState
+    from loomos.jobs.verification import VerificationInput, VerificationResult
+    from workflows.journal import Journal
+
+KIND = SearchAttributeKey.for_keyword("LoomKind")
+NAME = SearchAttributeKey.for_keyword("LoomName")
+OWNER = SearchAttributeKey.for_keyword("LoomOwner")
+
+
+async def deliver(job: TrainingRunInput, model: ModelVersion, journal: Journal) -> str:
+    """Verify and roll out what a job has published, as its manifest says.
+
+    Returns:
+        What came of it, to be added to the job's last message. A version that is not good enough
+        is no failure of the training.
+    """
+    version = f"{model.name}@{model.version}"
+    said = ""
+    if job.spec.verify is not None:
+        journal.enter(JobState.VERIFYING, f"Prism asks {version}")
+        try:
+            result = await verify(
+                VerificationInput(
+                    verification_id=verification_workflow_id(job.job_id),
+                    owner=job.owner,
+                    model=version,
+                    spec=job.spec.verify,
+                )
+            )
+        except ChildWorkflowError as error:
+            return f"; not verified: {error.cause or error}"
+        said = f"; verified: {result.verdict}"
+        if result.verdict != "PASS":
+            return said
+    if job.spec.rollout is None:
+        return said
+    plan = job.spec.rollout
+    journal.enter(JobState.ROLLING_OUT, f"{version} on trial at {plan.endpoint}")
+    spec = RolloutSpec.model_validate({**plan.model_dump(), "model": version})
+    try:
+        status = await roll_out(RolloutInput(name=job.name, owner=job.owner, spec=spec))
+    except WorkflowAlreadyStartedError:
+        return f"{said}; {plan.endpoint} has another version on trial"
+    except ChildWorkflowError as error:
+        return f"{said}; not rolled out: {error.cause or error}"
+    return f"{said}; {status.state} at {plan.endpoint}"
+
+
+async def verify(job: VerificationInput) -> VerificationResult:
+    """Verify a version, as a workflow of its own."""
+    result: VerificationResult = await workflow.execute_child_workflow(
+        "VerificationSuite",
+        job,
+        id=job.verification_id,
+        result_type=VerificationResult,
+        static_summary=f"verify {job.model}",
+        search_attributes=_attributes(VERIFICATION_KIND, job.model.partition("@")[0], job.owner),
+    )
+    return result
+
+
+async def roll_out(rollout: RolloutInput) -> RolloutStatus:
+    """Put a version on trial, as a workflow of its own."""
+    status: RolloutStatus = await workflow.execute_child_workflow(
+        "CanaryRollout",
+        rollout,
+        id=rollout_workflow_id(rollout.spec.endpoint),
+        result_type=RolloutStatus,
+        static_summary=f"{rollout.spec.model} to {rollout.spec.endpoint}",
+        search_attributes=_attributes(ROLLOUT_KIND, rollout.spec.endpoint, rollout.owner),
+    )
+    return status
+
+
+def _attributes(kind: str, name: str, owner: str) -> TypedSearchAttributes:
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(KIND, kind),
+            SearchAttributePair(NAME, name),
+            SearchAttributePair(OWNER, owner),
+        ]
+    )

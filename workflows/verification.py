@@ -1,0 +1,223 @@
+"""A verification: plan, generate shard by shard on leased nodes, judge, record.
+
+The plan is hashed and in the ledger before the first generation. Shards are filed by content, so a
+lost node costs at most the shard it was at, and the same verification again costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.facts import Fact, RecordFacts
+    from loomos.jobs.messages import Lease, LeaseRevoked, NodeInfo
+    from loomos.jobs.verification import (
+        JudgeRequest,
+        PlanRef,
+        PlanRequest,
+        Shard,
+        ShardRequest,
+        VerificationEvent,
+        VerificationInput,
+        VerificationResult,
+        VerificationState,
+        VerificationStatus,
+    )
+    from loomos.manifest import Resources
+    from workflows import calls
+    from workflows.journal import STATE
+    from workflows.leasing import Leasing
+
+MOST_FAILURES = 5
+"""Failures in a row without one shard done, after which the verification fails."""
+PRIORITY = 3
+
+
+@workflow.defn(name="VerificationSuite")
+class VerificationSuite:
+    """One verification."""
+
+    @workflow.init
+    def __init__(self, job: VerificationInput) -> None:
+        self._job = job
+        self._state = VerificationState.PLANNING
+        self._message = "pins model and suites"
+        self._plan: PlanRef | None = None
+        self._done = 0
+        self._result: VerificationResult | None = None
+        self._timeline: list[VerificationEvent] = []
+        self._leasing = Leasing(workflow.info().workflow_id)
+
+    @workflow.run
+    async def run(self, job: VerificationInput) -> VerificationResult:
+        """Carry the verification to its verdict."""
+        try:
+            await self._make_plan()
+            await self._generate()
+            return await self._judge()
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled_exception(error):
+                self._enter(VerificationState.CANCELLED, "cancelled")
+            else:
+                self._enter(VerificationState.FAILED, _reason(error))
+            raise
+
+    # --- phases ---
+
+    async def _make_plan(self) -> None:
+        self._enter(VerificationState.PLANNING, "pins model and suites")
+        self._plan = await calls.plan_verification(
+            PlanRequest(
+                verification_id=self._job.verification_id,
+                model=self._job.model,
+                spec=self._job.spec,
+            )
+        )
+        await self._record(
+            "verification_planned",
+            {
+                "baseline": self._plan.baseline,
+                "plan_sha256": self._plan.sha256,
+                "prompts": self._plan.prompts,
+                "version": self._plan.version,
+            },
+            self._job.owner,
+        )
+
+    async def _generate(self) -> None:
+        """Have every shard's answers in the store."""
+        assert self._plan is not None
+        left = list(self._plan.shards)
+        failures = 0
+        while left:
+            self._enter(VerificationState.QUEUED, "waits for nodes")
+            lease = await self._leasing.acquire(
+                Resources(nodes=1), workflow.info().start_time, PRIORITY
+            )
+            try:
+                self._enter(VerificationState.RUNNING, f"asks on {lease.nodes[0].node_id}")
+                before = len(left)
+                failed = await self._work_off(left, lease.nodes[0])
+            finally:
+                await self._leasing.release()
+            if failed is None:
+                continue
+            failures = 1 if len(left) < before else failures + 1
+            if failures >= MOST_FAILURES:
+                raise ApplicationError(
+                    f"{failures} attempts in a row finished no shard; the last: {_reason(failed)}",
+                    type="AttemptsExhausted",
+                    non_retryable=True,
+                )
+            await workflow.sleep(timedelta(seconds=failures))
+
+    async def _work_off(self, left: list[Shard], node: NodeInfo) -> ActivityError | None:
+        """Do shards on a node until none is left, or something is wrong with it."""
+        assert self._plan is not None
+        while left and self._leasing.revoked is None:
+            shard = left[0]
+            try:
+                await calls.evaluate_shard(
+                    ShardRequest(plan_sha256=self._plan.sha256, shard=shard), node
+                )
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                if isinstance(error.cause, ApplicationError) and error.cause.non_retryable:
+                    raise error.cause from error
+                return error
+            left.pop(0)
+            self._done += 1
+            self._show()
+        return None
+
+    async def _judge(self) -> VerificationResult:
+        assert self._plan is not None
+        self._enter(VerificationState.JUDGING, "scores answers, writes reports")
+        self._result = await calls.judge_verification(
+            JudgeRequest(verification_id=self._job.verification_id, plan_sha256=self._plan.sha256)
+        )
+        await self._record(
+            "model_verified",
+            {
+                "evidence_sha256": self._result.evidence_sha256,
+                "plan_sha256": self._result.plan_sha256,
+                "suites": {s.suite: s.verdict for s in self._result.suites},
+                "verdict": self._result.verdict,
+                "version": self._result.version,
+            },
+        )
+        self._enter(VerificationState.COMPLETED, self._result.verdict)
+        return self._result
+
+    # --- bookkeeping ---
+
+    async def _record(
+        self, event_type: str, data: dict[str, object], person: str | None = None
+    ) -> None:
+        """Let the ledger know, and wait: a plan counts only if it was known before."""
+        name = (self._plan.version if self._plan else self._job.model).partition("@")[0]
+        run = workflow.info().first_execution_run_id
+        fact = Fact(event_type=event_type, key=f"{run}/{event_type}", data=data, person=person)
+        await calls.start_record(
+            RecordFacts(job_id=self._job.verification_id, stream=f"model:{name}", facts=[fact])
+        )
+
+    def _enter(self, state: VerificationState, message: str) -> None:
+        changed = state != self._state or not self._timeline
+        self._state, self._message = state, message
+        self._timeline.append(
+            VerificationEvent(
+                sequence=len(self._timeline) + 1, at=workflow.now(), state=state, message=message
+            )
+        )
+        if changed:
+            workflow.upsert_search_attributes([STATE.value_set(state.value)])
+        self._show()
+
+    def _show(self) -> None:
+        total = len(self._plan.shards) if self._plan else 0
+        rows: Sequence[tuple[str, str]] = [
+            ("state", f"**{self._state}**: {self._message}"),
+            ("model", self._plan.version if self._plan else self._job.model),
+            ("shards", f"{self._done} of {total}"),
+        ]
+        body = "\n".join(f"| {name} | {value} |" for name, value in rows)
+        workflow.set_current_details(f"| | |\n|---|---|\n{body}")
+
+    # --- messages ---
+
+    @workflow.signal
+    async def lease_granted(self, lease: Lease) -> None:
+        """The cluster gives nodes."""
+        await self._leasing.granted(lease)
+
+    @workflow.signal
+    def lease_revoked(self, message: LeaseRevoked) -> None:
+        """The cluster takes nodes back."""
+        self._leasing.take_back(message)
+
+    @workflow.query
+    def status(self) -> VerificationStatus:
+        """Where it is."""
+        return VerificationStatus(
+            verification_id=self._job.verification_id,
+            state=self._state,
+            message=self._message,
+            version=self._plan.version if self._plan else self._job.model,
+            shards_done=self._done,
+            shards=len(self._plan.shards) if self._plan else 0,
+            result=self._result,
+            timeline=self._timeline,
+        )
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return getattr(error, "message", "") or str(error) or type(error).__name__
