@@ -18,12 +18,14 @@ from api.routes import (
     ledger,
     models,
     rollouts,
+    schedules,
     serving,
     verifications,
 )
 from api.stream import RecentJobs
 from api.traffic import Traffic
 from loomos.client.delivery import DeliveryClient
+from loomos.client.schedules import ScheduleClient
 from loomos.client.temporal import connect
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import InvalidInput
@@ -60,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.gateway = Gateway(
                 workflows=workflows,
                 delivery=DeliveryClient(client),
+                schedules=ScheduleClient(client, store),
                 traffic=Traffic(store),
                 store=store,
                 signing_key=read_key(chosen.auth.signing_key_file),
@@ -77,7 +80,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    for routes in (health, jobs, cluster, ledger, models, rollouts, verifications, serving):
+    for routes in (
+        health,
+        jobs,
+        cluster,
+        ledger,
+        models,
+        rollouts,
+        verifications,
+        schedules,
+        serving,
+    ):
         app.include_router(routes.router)
     return app
 

@@ -11,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.traffic import Traffic
 from loomos.client.delivery import DeliveryClient
+from loomos.client.schedules import ScheduleClient
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import Forbidden, Unauthenticated
 from loomos.loomdb import LoomDB
@@ -37,6 +38,8 @@ class Gateway:
     """PEM of the public key that signs provenance; empty without one."""
     delivery: DeliveryClient
     """What comes after training, on Temporal."""
+    schedules: ScheduleClient
+    """Continual learning."""
     traffic: Traffic
     """Servers and route rows, as requests are passed on by."""
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.continual import ContinualActivities
 from activities.control import ControlActivities
 from activities.endpoints import EndpointActivities
 from activities.failures import FailureInterceptor
@@ -24,6 +25,7 @@ from loomos.runtime import run_process
 from loomos.settings import load_settings
 from workers.build import deployment
 from workflows.cluster import Cluster
+from workflows.continual import ContinualLearning
 from workflows.endpoints import Endpoint, ModelChanges
 from workflows.rollouts import CanaryRollout
 from workflows.training import TrainingRun
@@ -36,6 +38,7 @@ WORKFLOWS = [
     ModelChanges,
     CanaryRollout,
     VerificationSuite,
+    ContinualLearning,
 ]
 
 
@@ -58,6 +61,7 @@ async def main(stop: asyncio.Event) -> None:
     endpoints = EndpointActivities(settings, db)
     rollouts = RolloutActivities(settings, client)
     verification = VerificationActivities(settings)
+    continual = ContinualActivities(settings, db)
     worker = Worker(
         client,
         task_queue=CONTROL_QUEUE,
@@ -81,6 +85,8 @@ async def main(stop: asyncio.Event) -> None:
             rollouts.close_canary,
             verification.plan_verification,
             verification.judge_verification,
+            continual.collect_samples,
+            continual.conclude_update,
         ],
         workflow_runner=sandbox(),
         interceptors=[FailureInterceptor()],

@@ -14,6 +14,7 @@ from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
     from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS
+    from loomos.jobs.continual import Collected, CollectRequest, Conclude
     from loomos.jobs.facts import AttestModel, RecordCheckpoints, RecordFacts
     from loomos.jobs.messages import (
         AttemptPlan,
@@ -390,3 +391,33 @@ async def judge_verification(request: JudgeRequest) -> VerificationResult:
         summary="judge",
     )
     return result
+
+
+# --- continual learning -------------------------------------------------------------------------
+
+
+async def collect_samples(request: CollectRequest) -> Collected:
+    """Collect what came since the last period."""
+    collected: Collected = await workflow.execute_activity(
+        "collect_samples",
+        request,
+        result_type=Collected,
+        start_to_close_timeout=timedelta(hours=1),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_STORE,
+        summary="collect new samples",
+    )
+    return collected
+
+
+async def conclude_update(request: Conclude) -> None:
+    """Write down what came of a period, and let go of old versions."""
+    await workflow.execute_activity(
+        "conclude_update",
+        request,
+        result_type=Empty,
+        start_to_close_timeout=timedelta(minutes=10),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=_STORE,
+        summary=f"{request.decision}: {request.reason}"[:200],
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ChildWorkflowError, WorkflowAlreadyStartedError
@@ -24,15 +26,24 @@ NAME = SearchAttributeKey.for_keyword("LoomName")
 OWNER = SearchAttributeKey.for_keyword("LoomOwner")
 
 
-async def deliver(job: TrainingRunInput, model: ModelVersion, journal: Journal) -> str:
+class Delivered(NamedTuple):
+    """What came of a published version."""
+
+    said: str = ""
+    """To be added to the job's last message."""
+    verdict: str = ""
+    """What Prism said."""
+    rollout: str = ""
+    """How its trial ended."""
+
+
+async def deliver(job: TrainingRunInput, model: ModelVersion, journal: Journal) -> Delivered:
     """Verify and roll out what a job has published, as its manifest says.
 
-    Returns:
-        What came of it, to be added to the job's last message. A version that is not good enough
-        is no failure of the training.
+    A version that is not good enough is no failure of the training.
     """
     version = f"{model.name}@{model.version}"
-    said = ""
+    said = verdict = ""
     if job.spec.verify is not None:
         journal.enter(JobState.VERIFYING, f"Prism asks {version}")
         try:
@@ -45,22 +56,23 @@ async def deliver(job: TrainingRunInput, model: ModelVersion, journal: Journal) 
                 )
             )
         except ChildWorkflowError as error:
-            return f"; not verified: {error.cause or error}"
-        said = f"; verified: {result.verdict}"
-        if result.verdict != "PASS":
-            return said
+            return Delivered(f"; not verified: {error.cause or error}", "ERROR")
+        verdict = result.verdict
+        said = f"; verified: {verdict}"
+        if verdict != "PASS":
+            return Delivered(said, verdict)
     if job.spec.rollout is None:
-        return said
+        return Delivered(said, verdict)
     plan = job.spec.rollout
     journal.enter(JobState.ROLLING_OUT, f"{version} on trial at {plan.endpoint}")
     spec = RolloutSpec.model_validate({**plan.model_dump(), "model": version})
     try:
         status = await roll_out(RolloutInput(name=job.name, owner=job.owner, spec=spec))
     except WorkflowAlreadyStartedError:
-        return f"{said}; {plan.endpoint} has another version on trial"
+        return Delivered(f"{said}; {plan.endpoint} has another version on trial", verdict)
     except ChildWorkflowError as error:
-        return f"{said}; not rolled out: {error.cause or error}"
-    return f"{said}; {status.state} at {plan.endpoint}"
+        return Delivered(f"{said}; not rolled out: {error.cause or error}", verdict)
+    return Delivered(f"{said}; {status.state} at {plan.endpoint}", verdict, status.state)
 
 
 async def verify(job: VerificationInput) -> VerificationResult:
@@ -71,7 +83,7 @@ async def verify(job: VerificationInput) -> VerificationResult:
         id=job.verification_id,
         result_type=VerificationResult,
         static_summary=f"verify {job.model}",
-        search_attributes=_attributes(VERIFICATION_KIND, job.model.partition("@")[0], job.owner),
+        search_attributes=attributes(VERIFICATION_KIND, job.model.partition("@")[0], job.owner),
     )
     return result
 
@@ -84,12 +96,13 @@ async def roll_out(rollout: RolloutInput) -> RolloutStatus:
         id=rollout_workflow_id(rollout.spec.endpoint),
         result_type=RolloutStatus,
         static_summary=f"{rollout.spec.model} to {rollout.spec.endpoint}",
-        search_attributes=_attributes(ROLLOUT_KIND, rollout.spec.endpoint, rollout.owner),
+        search_attributes=attributes(ROLLOUT_KIND, rollout.spec.endpoint, rollout.owner),
     )
     return status
 
 
-def _attributes(kind: str, name: str, owner: str) -> TypedSearchAttributes:
+def attributes(kind: str, name: str, owner: str) -> TypedSearchAttributes:
+    """How a child workflow is found."""
     return TypedSearchAttributes(
         [
             SearchAttributePair(KIND, kind),

@@ -97,12 +97,14 @@ class TrainingRun:
             delivered = await deliver(self._job, self._model, self._journal)
             self._journal.enter(
                 JobState.COMPLETED,
-                f"published {self._model.name}@{self._model.version}{delivered}",
+                f"published {self._model.name}@{self._model.version}{delivered.said}",
             )
             return JobResult(
                 state=self._journal.state,
                 step=self._outcome.step if self._outcome else 0,
                 model=self._model,
+                verdict=delivered.verdict,
+                rollout=delivered.rollout,
             )
         except BaseException as error:
             await self._end_badly(error)

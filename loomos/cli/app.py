@@ -15,6 +15,7 @@ from loomos.cli import (
     models,
     provenance,
     rollouts,
+    schedules,
     stack,
     verify,
     workers,
@@ -31,6 +32,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(verify.app, name="verify")
 app.add_typer(rollouts.app, name="rollouts")
+app.add_typer(schedules.app, name="schedules")
 app.add_typer(workers.app, name="workers")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(events.app, name="events")

@@ -82,7 +82,7 @@ class DeliveryClient:
                 result_type=ModelVersion,
                 task_timeout=timedelta(seconds=5),
                 static_summary=f"{change.action} {change.name} {change.alias}".strip(),
-                search_attributes=_attributes("ModelChange", change.name, change.person),
+                search_attributes=search_attributes("ModelChange", change.name, change.person),
             )
         )
         try:
@@ -112,7 +112,7 @@ class DeliveryClient:
                     id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                     task_timeout=timedelta(seconds=5),
                     static_summary=f"serves {spec.model} for {owner}",
-                    search_attributes=_attributes(ENDPOINT_KIND, name, owner, "opening"),
+                    search_attributes=search_attributes(ENDPOINT_KIND, name, owner, "opening"),
                 )
             )
         except WorkflowAlreadyStartedError:
@@ -179,7 +179,7 @@ class DeliveryClient:
                     id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                     task_timeout=timedelta(seconds=5),
                     static_summary=f"{spec.model} to {spec.endpoint} for {owner}",
-                    search_attributes=_attributes(
+                    search_attributes=search_attributes(
                         ROLLOUT_KIND, spec.endpoint, owner, RolloutState.PREFLIGHT.value
                     ),
                 )
@@ -240,7 +240,7 @@ class DeliveryClient:
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 task_timeout=timedelta(seconds=5),
                 static_summary=f"verify {job.model} for {owner}",
-                search_attributes=_attributes(
+                search_attributes=search_attributes(
                     VERIFICATION_KIND,
                     job.model.partition("@")[0],
                     owner,
@@ -298,7 +298,8 @@ class DeliveryClient:
         return await answered(self._client.get_workflow_handle(workflow_id).describe())
 
 
-def _attributes(kind: str, name: str, owner: str, state: str = "") -> TypedSearchAttributes:
+def search_attributes(kind: str, name: str, owner: str, state: str = "") -> TypedSearchAttributes:
+    """How a workflow is found."""
     pairs: Sequence[SearchAttributePair[Any]] = [
         SearchAttributePair(KIND, kind),
         SearchAttributePair(NAME, name),

@@ -15,9 +15,12 @@ from loomos.client.delivery_models import (
     ModelDetail,
     ModelList,
     RolloutList,
+    ScheduleDetail,
+    ScheduleList,
     VerificationList,
 )
 from loomos.errors import InvalidInput
+from loomos.jobs.continual import ContinualJob
 from loomos.jobs.rollouts import CanaryRollout, RolloutStatus
 from loomos.jobs.serving import EndpointSpec
 from loomos.jobs.verification import VerificationJob, VerificationStatus
@@ -156,6 +159,34 @@ class RolloutsApi:
         body = {"reason": reason, "stage": stage}
         path = f"/rollouts/{endpoint}/{verb}"
         return await self._client.call("POST", path, RolloutStatus, json=body)
+
+
+class SchedulesApi:
+    """Continual learning, through a gateway."""
+
+    def __init__(self, client: LoomOSClient) -> None:
+        self._client = client
+
+    async def create(self, job: ContinualJob) -> ScheduleDetail:
+        """Start a schedule."""
+        body = job.model_dump(mode="json", exclude_unset=True)
+        return await self._client.call("POST", "/schedules", ScheduleDetail, json=body)
+
+    async def list(self) -> ScheduleList:
+        """Every schedule."""
+        return await self._client.call("GET", "/schedules", ScheduleList)
+
+    async def get(self, name: str) -> ScheduleDetail:
+        """A schedule with what it did lately."""
+        return await self._client.call("GET", f"/schedules/{name}", ScheduleDetail)
+
+    async def steer(self, name: str, verb: str) -> ScheduleDetail:
+        """Pause, resume, or trigger."""
+        return await self._client.call("POST", f"/schedules/{name}/{verb}", ScheduleDetail)
+
+    async def delete(self, name: str) -> None:
+        """Delete a schedule."""
+        await self._client.request("DELETE", f"/schedules/{name}")
 
 
 class VerificationsApi:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from loomos.client.models import Answer
+from loomos.jobs.continual import ContinualSpec, UpdateRecord
 from loomos.jobs.rollouts import RolloutStatus
 from loomos.jobs.serving import (
     EndpointSpec,
@@ -181,6 +182,32 @@ class VerificationList(Answer):
 
     verifications: list[VerificationStatus]
     """Newest first."""
+
+
+class ScheduleDetail(Answer):
+    """A schedule of continual learning."""
+
+    name: str
+    """Its name."""
+    owner: str
+    """Who made it."""
+    spec: ContinualSpec
+    """What it does."""
+    is_paused: bool
+    """Whether it starts nothing."""
+    is_running: bool
+    """Whether a period is on."""
+    next_at: datetime | None = None
+    """When the next one begins."""
+    updates: list[UpdateRecord] = []
+    """What came of the newest periods, oldest first."""
+
+
+class ScheduleList(Answer):
+    """Schedules."""
+
+    schedules: list[ScheduleDetail]
+    """By name."""
 
 
 class Steering(_Body):

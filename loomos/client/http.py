@@ -25,6 +25,7 @@ from loomos.client.delivery_api import (
     EndpointsApi,
     ModelsApi,
     RolloutsApi,
+    SchedulesApi,
     VerificationsApi,
 )
 from loomos.client.delivery_models import Deployment, EndpointDetail, InferenceAnswer
@@ -105,6 +106,7 @@ class LoomOSClient:
         self.endpoints = EndpointsApi(self)
         self.rollouts = RolloutsApi(self)
         self.verifications = VerificationsApi(self)
+        self.schedules = SchedulesApi(self)
 
     async def __aenter__(self) -> Self:
         return self

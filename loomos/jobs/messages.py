@@ -497,6 +497,10 @@ class JobResult(Message):
     """Optimizer steps done."""
     model: ModelVersion | None = None
     """What it published."""
+    verdict: str = ""
+    """What Prism said of that, if it was asked."""
+    rollout: str = ""
+    """How its trial ended, if there was one."""
 
 
 class MigrateRequest(Message):

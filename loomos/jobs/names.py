@@ -43,6 +43,11 @@ def verification_workflow_id(name: str) -> str:
     return f"verify/{name}"
 
 
+def schedule_id(name: str) -> str:
+    """The schedule of a continual learning."""
+    return f"continual/{name}"
+
+
 def label_list(labels: dict[str, str]) -> list[str]:
     """Labels as the search attribute holds them."""
     return [f"{key}={value}" for key, value in sorted(labels.items())]

@@ -18,6 +18,8 @@
     endpoints/<name>/samples/<server>/<sequence>.jsonl       requests kept to learn from
     servers/<server>.json                                    what a serving process says of itself
     verifications/<digest>/...                               shards and reports, by what made them
+    continual/<schedule>/state/<revision>.json               watermarks and decisions
+    continual/<schedule>/data/<period>.jsonl                 what an update learnt from
     verdicts/<name>/<version>/<revision>.json                what Prism said of a version
 
 Numbers are zero-padded, so that key order is number order.
@@ -178,3 +180,13 @@ def verification_prefix(digest: str) -> str:
 def verdicts_prefix(name: str, version: str) -> str:
     """Revisions of what Prism said of a version."""
     return f"verdicts/{name}/{version}/"
+
+
+def continual_state_prefix(name: str) -> str:
+    """Revisions of what a schedule remembers."""
+    return f"continual/{name}/state/"
+
+
+def continual_data_key(name: str, digest: str) -> str:
+    """What an update learns from."""
+    return f"continual/{name}/data/{digest}.jsonl"

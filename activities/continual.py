@@ -1,0 +1,176 @@
+"""Side effects of continual learning: collecting samples, remembering decisions, tidying up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from temporalio import activity
+
+from activities.failures import in_thread
+from loomos.continual.memory import change_state, concluded, over_budget, read_state
+from loomos.continual.samples import Sample, encode, learnable, mix
+from loomos.errors import Conflict, InvalidInput, NotFound
+from loomos.jobs.continual import (
+    Collected,
+    CollectRequest,
+    Conclude,
+    ContinualState,
+    PendingMarks,
+    UpdateRecord,
+)
+from loomos.jobs.messages import Empty
+from loomos.loomdb import LoomDB, NewEvent, Service
+from loomos.registry import Registry, parse_reference
+from loomos.serving.outcomes import read_new
+from loomos.serving.table import read_route
+from loomos.settings import Settings
+from loomos.storage import Store, open_store
+from loomos.storage.layout import continual_data_key, samples_prefix
+
+CONTROL = Service(name="control")
+
+
+class ContinualActivities:
+    """Activities of the control worker."""
+
+    def __init__(self, settings: Settings, db: LoomDB) -> None:
+        self._settings, self._db = settings, db
+
+    @activity.defn
+    async def collect_samples(self, request: CollectRequest) -> Collected:
+        """Find what is new since the watermark, mix old data in, and store it.
+
+        The watermark moves when the period is concluded, so a period that dies is made again.
+
+        Raises:
+            NotFound: there is no such endpoint.
+            InvalidInput: a file cannot be read, or is no JSONL.
+        """
+        store = open_store(self._settings.storage)
+        return await in_thread(lambda say: _collect(store, request, say))
+
+    @activity.defn
+    async def conclude_update(self, request: Conclude) -> Empty:
+        """Remember the decision, move the watermark, delete versions that are too old to keep."""
+        store = open_store(self._settings.storage)
+        made = request.result.model if request.result else None
+        record = UpdateRecord(
+            update_id=request.update_id,
+            at=datetime.now(UTC),
+            decision=request.decision,
+            reason=request.reason,
+            samples=request.collected.samples,
+            base=request.collected.base,
+            version=f"{made.name}@{made.version}" if made else "",
+            training_s=request.took.total_seconds(),
+        )
+        learnt = request.decision in ("promoted", "discarded")
+
+        def work(say: Callable[[str], None]) -> list[str]:
+            state = change_state(
+                store, request.name, lambda state: concluded(state, record, learnt=learnt)
+            )
+            return _forget_old(store, state, request.keep)
+
+        deleted = await in_thread(work)
+        await self._db.append(
+            f"schedule:{request.name}",
+            [
+                NewEvent(
+                    event_type="update_concluded",
+                    data={**record.model_dump(mode="json", exclude={"at"}), "deleted": deleted},
+                    event_id=f"{request.update_id}/concluded",
+                )
+            ],
+            CONTROL,
+        )
+        return Empty()
+
+
+def _collect(store: Store, request: CollectRequest, say: Callable[[str], None]) -> Collected:
+    spec = request.spec
+    state = read_state(store, request.name)
+    reason = over_budget(state, spec.budget, datetime.now(UTC))
+    if reason:
+        return Collected(reason=reason)
+    say("collecting")
+    new, marks = _new_samples(store, request, state)
+    if len(new) < spec.collect.min_samples:
+        return Collected(
+            reason=f"{len(new)} new samples; {spec.collect.min_samples} are worth an update",
+            samples=len(new),
+        )
+    old = _read_lines(spec.replay.file)[0] if spec.replay else []
+    ratio = spec.replay.ratio if spec.replay else 0.0
+    mixed = mix(new, old, ratio, request.update_id)
+    content = encode(mixed)
+    key = continual_data_key(request.name, hashlib.sha256(content).hexdigest())
+    store.put_if_absent(key, content)
+    route = read_route(store, spec.endpoint)
+    change_state(
+        store,
+        request.name,
+        lambda state: state.model_copy(update={"pending": {request.update_id: marks}}),
+    )
+    return Collected(
+        samples=len(new),
+        replayed=len(mixed) - len(new),
+        dataset=f"{store.url.removeprefix('file://')}/{key}",
+        model=route.stable.version.partition("@")[0],
+        base=route.stable.version,
+    )
+
+
+def _new_samples(
+    store: Store, request: CollectRequest, state: ContinualState
+) -> tuple[list[Sample], PendingMarks]:
+    collect = request.spec.collect
+    found: list[Sample] = []
+    cursors, offsets = dict(state.cursors), dict(state.offsets)
+    if collect.captures:
+        prefix = samples_prefix(request.spec.endpoint)
+        batch = read_new(store, prefix, cursors, limit=10 * collect.max_samples)
+        found += learnable(batch.records, collect)
+        cursors = batch.cursors
+    for file in collect.files:
+        lines, offsets[file] = _read_lines(file, offsets.get(file, 0))
+        found += lines
+    return found[: collect.max_samples], PendingMarks(cursors=cursors, offsets=offsets)
+
+
+def _read_lines(file: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Whole lines of a JSONL file after an offset, and where they end."""
+    try:
+        with Path(file).open("rb") as opened:
+            opened.seek(offset)
+            content = opened.read()
+    except OSError as error:
+        raise InvalidInput(f"collect.files: {file} cannot be read: {error.strerror}") from None
+    end = content.rfind(b"\n") + 1
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(content[:end].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise InvalidInput(f"{file}: line {number} after byte {offset} is not JSON") from None
+        found.append(record)
+    return found, offset + end
+
+
+def _forget_old(store: Store, state: ContinualState, keep: int) -> list[str]:
+    """Delete versions of updates but the newest, unless an alias or an endpoint has them."""
+    made = [update.version for update in state.updates if update.version]
+    deleted: list[str] = []
+    registry = Registry(store)
+    for version in made[:-keep]:
+        try:
+            registry.delete(parse_reference(version))
+        except (NotFound, Conflict):  # gone already, or in use
+            continue
+        deleted.append(version)
+    return deleted

@@ -1,0 +1,55 @@
+"""Schedules of continual learning."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path
+
+from api.context import Parts, Reader, Submitter
+from api.problems import problem_responses
+from loomos.client.delivery_models import ScheduleDetail, ScheduleList
+from loomos.jobs.continual import ContinualJob
+
+router = APIRouter(prefix="/api/v1/schedules", tags=["schedules"])
+
+ScheduleName = Annotated[str, Path(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+
+
+@router.post("", status_code=201, responses=problem_responses(409))
+async def create_schedule(job: ContinualJob, parts: Parts, who: Submitter) -> ScheduleDetail:
+    """Let an endpoint's stable version be updated on a schedule."""
+    return await parts.schedules.create(job, who.subject)
+
+
+@router.get("", responses=problem_responses())
+async def list_schedules(parts: Parts, who: Reader) -> ScheduleList:
+    """Every schedule."""
+    names = await parts.schedules.names()
+    found = await asyncio.gather(*(parts.schedules.describe(name) for name in names))
+    return ScheduleList(schedules=list(found))
+
+
+@router.get("/{name}", responses=problem_responses(404))
+async def get_schedule(name: ScheduleName, parts: Parts, who: Reader) -> ScheduleDetail:
+    """A schedule with what it did lately."""
+    return await parts.schedules.describe(name)
+
+
+@router.post("/{name}/{verb}", status_code=202, responses=problem_responses(404))
+async def steer_schedule(
+    name: ScheduleName, verb: Literal["pause", "resume", "trigger"], parts: Parts, who: Submitter
+) -> ScheduleDetail:
+    """Pause, resume, or start a period now."""
+    if verb == "pause":
+        return await parts.schedules.pause(name)
+    if verb == "resume":
+        return await parts.schedules.resume(name)
+    return await parts.schedules.trigger(name)
+
+
+@router.delete("/{name}", status_code=204, responses=problem_responses(404))
+async def delete_schedule(name: ScheduleName, parts: Parts, who: Submitter) -> None:
+    """Delete a schedule; what it made stays."""
+    await parts.schedules.delete(name)

@@ -1,0 +1,133 @@
+"""`loomos schedules`: continual learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loomos.cli.output import Output, ago, call, print_facts, print_table, show
+
+if TYPE_CHECKING:
+    from loomos.client.delivery_models import ScheduleDetail, ScheduleList
+    from loomos.client.http import LoomOSClient
+
+app = typer.Typer(help="Update models in service on a schedule.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Name of the schedule.")]
+
+
+@app.command()
+def create(
+    manifest: Annotated[Path, typer.Option("-f", "--manifest", help="A kind: ContinualLearning.")],
+    output: Output = None,
+) -> None:
+    """Start a schedule."""
+    from loomos.jobs.continual import ContinualJob
+    from loomos.manifest import read_document
+
+    job = read_document(manifest, ContinualJob)
+
+    async def work(client: LoomOSClient) -> ScheduleDetail:
+        return await client.schedules.create(job)
+
+    _print(call(work), output)
+
+
+@app.command("list")
+def list_schedules(output: Output = None) -> None:
+    """List schedules."""
+
+    async def work(client: LoomOSClient) -> ScheduleList:
+        return await client.schedules.list()
+
+    found = call(work)
+
+    def table() -> None:
+        print_table(
+            ("SCHEDULE", "ENDPOINT", "CRON", "STATE", "NEXT", "LAST"),
+            [
+                (
+                    s.name,
+                    s.spec.endpoint,
+                    f"{s.spec.cron} {s.spec.time_zone}",
+                    _state(s),
+                    s.next_at,
+                    f"{s.updates[-1].decision}, {ago(s.updates[-1].at)}" if s.updates else None,
+                )
+                for s in found.schedules
+            ],
+        )
+
+    show(found, output, table)
+
+
+@app.command()
+def describe(name: Name, output: Output = None) -> None:
+    """Show a schedule and what came of its last periods."""
+
+    async def work(client: LoomOSClient) -> ScheduleDetail:
+        return await client.schedules.get(name)
+
+    _print(call(work), output)
+
+
+@app.command()
+def pause(name: Name, output: Output = None) -> None:
+    """Start no more periods."""
+    _steer(name, "pause", output)
+
+
+@app.command()
+def resume(name: Name, output: Output = None) -> None:
+    """Start periods again."""
+    _steer(name, "resume", output)
+
+
+@app.command()
+def trigger(name: Name, output: Output = None) -> None:
+    """Start a period now, unless one is on."""
+    _steer(name, "trigger", output)
+
+
+@app.command()
+def delete(name: Name) -> None:
+    """Delete a schedule; what it made stays."""
+
+    async def work(client: LoomOSClient) -> None:
+        await client.schedules.delete(name)
+
+    call(work)
+    print(f"deleted {name}")
+
+
+def _steer(name: str, verb: str, output: Output) -> None:
+    async def work(client: LoomOSClient) -> ScheduleDetail:
+        return await client.schedules.steer(name, verb)
+
+    _print(call(work), output)
+
+
+def _state(schedule: ScheduleDetail) -> str:
+    return "paused" if schedule.is_paused else "running" if schedule.is_running else "waiting"
+
+
+def _print(schedule: ScheduleDetail, output: Output) -> None:
+    def table() -> None:
+        print_facts(
+            [
+                ("schedule", schedule.name),
+                ("state", _state(schedule)),
+                ("endpoint", schedule.spec.endpoint),
+                ("cron", f"{schedule.spec.cron} {schedule.spec.time_zone}"),
+                ("next", schedule.next_at),
+            ]
+        )
+        if schedule.updates:
+            print_table(
+                ("WHEN", "DECISION", "SAMPLES", "VERSION", "WHY"),
+                [(ago(u.at), u.decision, u.samples, u.version, u.reason) for u in schedule.updates],
+            )
+
+    show(schedule, output, table)

@@ -1,0 +1,1 @@
+"""Continual learning: which samples are new, what they are mixed with, what is remembered."""
