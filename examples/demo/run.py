@@ -1,8 +1,9 @@
 """The main job on real parts: train on two nodes, kill -9 one of them midway, watch it recover.
 
-The process of the ledger is killed too. Run by `make demo`. Ends with exit code 0 only if the run
-recovered from a checkpoint, the loss fell, the published model could be loaded and sampled, and
-its lineage verifies.
+The process of the ledger is killed too. Then `deliver.py` takes a chat model from weights to
+production. Run by `make demo`. Ends with exit code 0 only if the run recovered from a checkpoint,
+the loss fell, the published model could be loaded and sampled, its lineage verifies, a verified
+version was promoted over real requests, and a damaged one was rolled back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+from deliver import deliver
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -175,6 +177,7 @@ def main() -> int:
     if job.state == "completed":
         asyncio.run(sample(job))
         wrong += prove(job)
+        wrong += asyncio.run(deliver(ROOT / STATE_DIR / "demo" / "chat"))
     console.rule("done" if not wrong else "failed")
     console.print(
         f"{time.monotonic() - began:.0f} s. Temporal's page of the run:\n{job.temporal_url}"

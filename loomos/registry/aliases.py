@@ -91,7 +91,7 @@ class Aliases:
                     )
             wanted: dict[str, str | None] = {**state.aliases, **changes}
             was = state.aliases.get("stable")
-            if was and wanted.get("stable") != was and "previous" not in changes:
+            if was and wanted.get("stable") not in (None, was) and "previous" not in changes:
                 wanted["previous"] = was
             moved = AliasState(
                 aliases={alias: version for alias, version in wanted.items() if version},
