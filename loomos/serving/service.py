@@ -25,7 +25,7 @@ from loomos.serving.hosting import Hosted, ModelHost
 from loomos.serving.outcomes import Outcome, RecordWriters, hash_user, now
 from loomos.serving.protocol import ApiError, FeedbackRequest
 from loomos.serving.remote import RemoteArm
-from loomos.serving.routes import Arm, canary_share, is_shadowed, pick
+from loomos.serving.routes import Arm, canary_share, has_lapsed, is_shadowed, pick
 from loomos.serving.table import RouteTable
 
 ARM_CODES: dict[Arm, str] = {"stable": "s", "canary": "c"}
@@ -167,8 +167,10 @@ class Service:
         moment = now()
         if version:
             return self._pinned(route, version, key)
-        arm = pick(route, key, moment)
-        return self._with_arm(route, arm, key)
+        if has_lapsed(route, moment):
+            # Nobody decided that this user gets stable, so it says nothing about the split.
+            return self._ready(route, "stable", route.stable, key, is_counted=False)
+        return self._with_arm(route, pick(route, key, moment), key)
 
     def _capacity(self) -> int:
         return self.host.max_batch

@@ -150,6 +150,7 @@ def test_status_and_schema_are_for_machines_too(stack: Stack) -> None:
         "control",
         "node-1",
         "node-2",
+        "serve-1",
     }
     schema = json.loads(stack.loomos("jobs", "schema").stdout)
     assert schema["properties"]["kind"]["const"] == "TrainingJob"
