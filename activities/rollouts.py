@@ -22,6 +22,7 @@ from loomos.jobs.rollouts import (
     StageProgress,
     StageVerdict,
     WatchStage,
+    begun,
     stage_key,
 )
 from loomos.jobs.serving import Route, Target
@@ -29,7 +30,7 @@ from loomos.prism.detectors import find_detector
 from loomos.prism.evidence import newest_verdict
 from loomos.registry import Registry
 from loomos.rollouts import rows
-from loomos.rollouts.judge import StageJudge, begin
+from loomos.rollouts.judge import StageJudge
 from loomos.serving.outcomes import Outcome, read_new
 from loomos.serving.servers import is_alive, read_servers
 from loomos.serving.table import change_route, read_route
@@ -153,7 +154,7 @@ class RolloutActivities:
         progress = StageProgress.model_validate(details[0]) if details else watch.before
         if progress is None:
             key = stage_key(watch.holder, watch.stage.name)
-            return StageJudge(watch, begin(watch, key, datetime.now(UTC)))
+            return StageJudge(watch, begun(watch.carried, key, datetime.now(UTC)))
         judge = StageJudge(watch, progress)
         seen = await in_thread(
             lambda say: _between(store, prefix, progress.first_cursors, progress.cursors)

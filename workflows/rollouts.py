@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 from temporalio.workflow import ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
@@ -35,6 +35,7 @@ with workflow.unsafe.imports_passed_through():
         StageProgress,
         StageVerdict,
         WatchStage,
+        begun,
         stage_key,
     )
     from loomos.jobs.serving import WHOLE
@@ -177,7 +178,7 @@ class CanaryRollout:
                 ),
                 f"{stage.name}: {'hold' if is_waiting else 'judge'}",
             )
-            verdict = await self._until_steered(handle, stage, is_waiting=is_waiting)
+            verdict = await self._until_steered(handle, stage, before, is_waiting=is_waiting)
             self._check_abort()
             if verdict.decision == "rollback":
                 return verdict
@@ -196,9 +197,15 @@ class CanaryRollout:
                 self._enter(RolloutState.WATCHING, stage.name, "resumed")
 
     async def _until_steered(
-        self, handle: ActivityHandle[StageVerdict], stage: Stage, *, is_waiting: bool
+        self,
+        handle: ActivityHandle[StageVerdict],
+        stage: Stage,
+        before: StageProgress | None,
+        *,
+        is_waiting: bool,
     ) -> StageVerdict:
         """Wait for the verdict; if a person steers meanwhile, have the judge stop."""
+        key = stage_key(self._holder, stage.name)
 
         def is_steered() -> bool:
             if self._abort is not None or self._is_forced:
@@ -210,9 +217,21 @@ class CanaryRollout:
         steered = asyncio.create_task(workflow.wait_condition(is_steered))
         try:
             await workflow.wait([handle, steered], return_when=asyncio.FIRST_COMPLETED)
-            if not handle.done():
+            was_steered = not handle.done()
+            if was_steered:
                 handle.cancel()
-            return await handle
+            try:
+                return await handle
+            except ActivityError as error:
+                if not (was_steered and is_cancelled_exception(error)):
+                    raise
+                # It was stopped before it had begun: nothing new was seen.
+                return StageVerdict(
+                    decision="interrupted",
+                    reason="asked to stop",
+                    progress=before or begun(self._carried, key, workflow.now()),
+                    decided_at=workflow.now(),
+                )
         finally:
             steered.cancel()
 

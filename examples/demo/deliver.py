@@ -151,7 +151,7 @@ def damage(source: Path, target: Path) -> None:
 
 async def deliver(folder: Path) -> list[str]:
     """Run the second part of the demo; returns what went wrong."""
-    folder.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     async with LoomOSClient() as client:
         console.rule("7. a first version of a chat model, trained, verified, served")
         first = await train(client, folder, FIRST_STEPS, seed=0)

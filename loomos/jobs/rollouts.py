@@ -205,6 +205,29 @@ class StageVerdict(Message):
     """When."""
 
 
+def begun(carried: StageProgress | None, stage: str, now: datetime) -> StageProgress:
+    """The progress of a stage in which nothing has been seen yet.
+
+    Args:
+        carried: what the stage before had found; its evidence stays.
+        stage: key of the stage.
+        now: when it begins.
+    """
+    before = carried or StageProgress()
+    return StageProgress(
+        stage=stage,
+        cursors=before.cursors,
+        first_cursors=before.cursors,
+        guardrails={
+            key: evidence.model_copy(update={"stage": Counts(), "pending": Counts()})
+            for key, evidence in before.guardrails.items()
+        },
+        slow_s=before.slow_s,
+        latencies_s=before.latencies_s,
+        began_at=now,
+    )
+
+
 class CloseCanary(Message):
     """Take the canary out of the row: promoted, or rolled back."""
 

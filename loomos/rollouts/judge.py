@@ -354,23 +354,6 @@ class StageJudge:
         self.progress = self.progress.model_copy(update={"note": text})
 
 
-def begin(watch: WatchStage, stage_key: str, now: datetime) -> StageProgress:
-    """The progress of a stage in which nothing has been seen yet."""
-    carried = watch.carried or StageProgress()
-    return StageProgress(
-        stage=stage_key,
-        cursors=carried.cursors,
-        first_cursors=carried.cursors,
-        guardrails={
-            key: evidence.model_copy(update={"stage": Counts(), "pending": Counts()})
-            for key, evidence in carried.guardrails.items()
-        },
-        slow_s=carried.slow_s,
-        latencies_s=carried.latencies_s,
-        began_at=now,
-    )
-
-
 def _is_report(outcome: Outcome) -> bool:
     return outcome.score is not None or bool(outcome.events)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from loomos.jobs.rollouts import RolloutSpec, StageProgress, StageVerdict, WatchStage
+from loomos.jobs.rollouts import RolloutSpec, StageProgress, StageVerdict, WatchStage, begun
 from loomos.manifest import Guardrail, Stage
-from loomos.rollouts.judge import StageJudge, begin
+from loomos.rollouts.judge import StageJudge
 from loomos.serving.outcomes import Outcome
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,7 +34,7 @@ def make_watch(share: float = 25.0, requests: int | None = 100, **changes: Any) 
 
 
 def make_judge(watch: WatchStage, progress: StageProgress | None = None) -> StageJudge:
-    return StageJudge(watch, progress or begin(watch, KEY, NOW))
+    return StageJudge(watch, progress or begun(watch.carried, KEY, NOW))
 
 
 def outcome(arm: str, number: int, **changes: Any) -> Outcome:
@@ -247,11 +247,11 @@ def test_a_bake_compares_with_what_the_control_did_before() -> None:
     before = make_judge(watch)
     run(before, traffic(random.Random(10), 0.25, {"canary": 0.02, "stable": 0.02}, 1500))
     baking = make_watch(share=100.0, is_bake=True, carried=before.progress)
-    judge = StageJudge(baking, begin(baking, KEY, NOW))
+    judge = StageJudge(baking, begun(baking.carried, KEY, NOW))
     bad = (outcome("canary", 10_000 + n, status=500 if n % 3 == 0 else 200) for n in range(400))
     verdict = run(judge, bad)
     assert verdict is not None and verdict.decision == "rollback"
-    calm = StageJudge(baking, begin(baking, KEY, NOW))
+    calm = StageJudge(baking, begun(baking.carried, KEY, NOW))
     assert run(calm, (outcome("canary", 20_000 + n) for n in range(400))) is None
     assert calm.verdict(NOW + timedelta(minutes=1)) is None
     over = NOW + baking.spec.bake
