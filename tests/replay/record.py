@@ -71,6 +71,14 @@ async def noop(stack: Stack, client: LoomOSClient) -> str:
     return job.job_id
 
 
+def write_history(name: str, workflow_id: str, history: str) -> None:
+    """Write a history without what tells of the machine it comes from."""
+    text = json.dumps({"id": workflow_id, "history": json.loads(history)}, indent=1)
+    text = re.sub(r'"identity": "[^"]*"', '"identity": "recorded"', text)
+    text = re.sub(r'"stackTrace": "(?:[^"\\]|\\.)*"', '"stackTrace": ""', text)
+    (HISTORIES / f"{name}.json").write_text(text + "\n")
+
+
 async def record(stack: Stack) -> None:
     """Make the runs and write their histories."""
     HISTORIES.mkdir(exist_ok=True)
@@ -82,10 +90,7 @@ async def record(stack: Stack) -> None:
     ids["cluster"] = CLUSTER_WORKFLOW_ID
     for name, workflow_id in ids.items():
         history = await temporal.get_workflow_handle(workflow_id).fetch_history()
-        text = json.dumps({"id": workflow_id, "history": history.to_json_dict()}, indent=1)
-        text = re.sub(r'"identity": "[^"]*"', '"identity": "recorded"', text)
-        text = re.sub(r'"stackTrace": "(?:[^"\\]|\\.)*"', '"stackTrace": ""', text)
-        (HISTORIES / f"{name}.json").write_text(text + "\n")
+        write_history(name, workflow_id, json.dumps(history.to_json_dict()))
         print(name, len(history.events), "events")
 
 

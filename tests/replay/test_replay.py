@@ -46,6 +46,14 @@ def test_every_workflow_has_a_history_and_one_recovers() -> None:
     for path in HISTORIES:
         first = json.loads(path.read_text())["history"]["events"][0]
         kinds.add(first["workflowExecutionStartedEventAttributes"]["workflowType"]["name"])
-    assert kinds == {"TrainingRun", "Cluster"}
+    assert kinds == {
+        "TrainingRun",
+        "Cluster",
+        "Endpoint",
+        "ModelChange",
+        "CanaryRollout",
+        "VerificationSuite",
+        "ContinualLearning",
+    }
     text = (HISTORIES[0].parent / "recovered.json").read_text()
     assert text.count('"name": "train"') == 4, "two nodes, two attempts"
