@@ -13,7 +13,16 @@ from pathlib import Path
 from loomos.runtime import leave
 from tests.stack import running_stack
 
-BENCHMARKS = ("throughput", "checkpoint_stall", "recovery", "submission", "ledger")
+BENCHMARKS = (
+    "throughput",
+    "checkpoint_stall",
+    "recovery",
+    "submission",
+    "ledger",
+    "canary_statistics",
+    "serving",
+    "rollback",
+)
 
 
 def main() -> int:

@@ -63,12 +63,12 @@ def create_app(service: Service, signing_key: str | None) -> FastAPI:
     return app
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # plain functions would cost a thread each
     found: Service = request.app.state.service
     return found
 
 
-def _authorised(request: Request) -> None:
+async def _authorised(request: Request) -> None:
     key = request.app.state.signing_key
     if key is None:
         return
@@ -187,7 +187,7 @@ async def _answer(
     if body.stream:
         with contextlib.ExitStack() as held:
             held.enter_context(service.admitted(choice))
-            generation = service.start(choice, prompts, samplings, stop_ids)
+            generation = service.start(choice, prompts, samplings, stop_ids, is_streamed=True)
             held.callback(generation.cancel)
             response: Response = _Stream(_stream(service, generation, body), held.pop_all())
     else:

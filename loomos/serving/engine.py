@@ -23,9 +23,12 @@ from transformers.cache_utils import DynamicLayer
 
 from loomos.errors import Unavailable
 from loomos.serving.adapters import AdapterBank
-from loomos.serving.text import TextStream
+from loomos.serving.text import TextStream, WholeText
 
 T = TypeVar("T")
+
+JOIN_STEPS = 4
+"""Tokens of the batch that a request waits at most for others to join it with."""
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -80,8 +83,12 @@ class Row:
     """Set by whoever does not want the rest."""
     generated: list[int] = field(default_factory=list)
     """Tokens so far."""
-    text: TextStream | None = None
+    is_streamed: bool = False
+    """Whether every piece is wanted as it comes; else the last one has all the text."""
+    text: TextStream | WholeText | None = None
     """Turns tokens into text."""
+    first_at: float | None = None
+    """When the first token came, by `time.monotonic`."""
     generator: torch.Generator | None = None
     """Source of chance."""
 
@@ -110,6 +117,7 @@ class Engine:
         self._wake = threading.Condition()
         self._closed = False
         self._batch: _Batch | None = None
+        self._step_s = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -130,7 +138,10 @@ class Engine:
         Raises:
             Unavailable: the engine is closed.
         """
-        row.text = TextStream(self.tokenizer, row.sampling.stop)
+        if row.is_streamed or row.sampling.stop:
+            row.text = TextStream(self.tokenizer, row.sampling.stop)
+        else:
+            row.text = WholeText(self.tokenizer)
         if row.sampling.temperature > 0:
             row.generator = torch.Generator()
             seed = row.sampling.seed
@@ -202,7 +213,7 @@ class Engine:
     def _admit(self) -> None:
         """Let waiting requests join, all by one forward pass over their prompts."""
         batch = self._batch
-        if batch is not None and not batch.can_grow:
+        if batch is not None and not self._is_worth_joining(batch):
             return
         joining: list[Row] = []
         with self._wake:
@@ -231,6 +242,15 @@ class Engine:
         elif batch is not None:
             batch.join(new)
 
+    def _is_worth_joining(self, batch: _Batch) -> bool:
+        """Whether those who wait should join now: a forward pass for each of them would be dear."""
+        if not self._waiting or not batch.can_grow:
+            return False
+        enough = min(self.max_batch - len(batch.rows), max(1, self.max_batch // 4))
+        if len(self._waiting) >= enough:
+            return True
+        return time.monotonic() - self._waiting[0].arrived > JOIN_STEPS * self._step_s
+
     def _prefill(self, batch: _Batch) -> Tensor:
         longest = max(len(row.prompt) for row in batch.rows)
         pad = self.tokenizer.pad_token_id or 0
@@ -239,6 +259,7 @@ class Engine:
         for i, row in enumerate(batch.rows):
             ids[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
             batch.mask[i, longest - len(row.prompt) :] = 1
+        batch.is_padded = not bool(batch.mask.all())
         positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
         batch.cache = DynamicCache(config=self.model.config)
         return self._forward(batch, ids, positions)
@@ -249,10 +270,12 @@ class Engine:
             self._leave(batch, [i for i, row in enumerate(batch.rows) if row.is_cancelled])
             if not batch.rows:
                 return
+        began = time.monotonic()
         ids = torch.tensor([[row.generated[-1]] for row in batch.rows])
         positions = batch.mask.sum(1, keepdim=True)
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], 1)
         self._choose(batch, self._forward(batch, ids, positions))
+        self._step_s = time.monotonic() - began
         if not batch.rows:
             self._batch = None
 
@@ -262,7 +285,8 @@ class Engine:
         device = self.model.device
         out = self.model(
             input_ids=ids.to(device),
-            attention_mask=batch.mask.to(device),
+            # Without padding the mask says nothing, and a model is faster without one.
+            attention_mask=batch.mask.to(device) if batch.is_padded else None,
             position_ids=positions.to(device),
             past_key_values=batch.cache,
             use_cache=True,
@@ -276,12 +300,15 @@ class Engine:
         for i, token in enumerate(choose_tokens(logits, batch.rows)):
             if self._advance(batch.rows[i], token):
                 done.append(i)
-        batch.keep(set(range(len(batch.rows))) - set(done))
+        if done:
+            batch.keep(set(range(len(batch.rows))) - set(done))
 
     def _advance(self, row: Row, token: int) -> bool:
         """Take in a token; says whether the row is done."""
         assert row.text is not None
         count = len(row.generated) + 1
+        if row.first_at is None:
+            row.first_at = time.monotonic()
         if token in self.end_ids or token in row.stop_ids:
             row.deliver(Piece(text=row.text.finish(), finish_reason="stop", tokens=count))
             return True
@@ -313,6 +340,7 @@ class _Batch:
 
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
+        self.is_padded = True
         self.mask: Tensor = torch.empty(0)
         self.cache: Any = None
 
@@ -342,6 +370,7 @@ class _Batch:
             for layer in self.cache.layers:
                 layer.keys = layer.keys[:, :, unused:]
                 layer.values = layer.values[:, :, unused:]
+        self.is_padded = not bool(self.mask.all())
 
     def join(self, other: _Batch) -> None:
         """Take in the rows of another batch; the shorter one is padded on the left."""
@@ -351,6 +380,7 @@ class _Batch:
             mine.keys = torch.cat([_pad(mine.keys, 2, length), _pad(theirs.keys, 2, length)])
             mine.values = torch.cat([_pad(mine.values, 2, length), _pad(theirs.values, 2, length)])
         self.rows = self.rows + other.rows
+        self.is_padded = not bool(self.mask.all())
 
 
 def _pad(tensor: Tensor, dim: int, length: int) -> Tensor:

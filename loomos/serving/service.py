@@ -226,6 +226,8 @@ class Service:
         prompts: list[list[int]],
         samplings: list[Sampling],
         stop_ids: frozenset[int] = frozenset(),
+        *,
+        is_streamed: bool = False,
     ) -> Generation:
         """Submit every choice of a request to the engine.
 
@@ -234,6 +236,7 @@ class Service:
             prompts: token ids.
             samplings: one per answer wanted of each prompt.
             stop_ids: tokens that end an answer, besides the model's own.
+            is_streamed: whether somebody wants to see every piece as it comes.
 
         Raises:
             ApiError: a prompt does not fit the model.
@@ -270,6 +273,7 @@ class Service:
                 deliver=deliver,
                 slot=choice.hosted.slot,
                 stop_ids=stop_ids,
+                is_streamed=is_streamed,
             )
             generation.rows.append(row)
             engine.submit(row)
@@ -299,8 +303,7 @@ class Service:
                 answer = generation.answers[index]
                 answer.text += piece.text
                 answer.tokens = piece.tokens or answer.tokens
-                if answer.first_at is None and piece.tokens:
-                    answer.first_at = time.monotonic()
+                answer.first_at = generation.rows[index].first_at
                 if piece.finish_reason is not None:
                     answer.finish_reason = piece.finish_reason
                     left -= 1

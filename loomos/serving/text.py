@@ -37,6 +37,24 @@ class TextStream:
         return text
 
 
+class WholeText:
+    """Turns the tokens of one answer into text once they are all there; much cheaper."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+
+    def add(self, token: int) -> tuple[str, bool]:
+        """Take in a token."""
+        self._tokens.append(token)
+        return "", False
+
+    def finish(self) -> str:
+        """All the text."""
+        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        return text
+
+
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):

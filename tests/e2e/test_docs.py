@@ -10,6 +10,7 @@ import pytest
 
 from loomos.client.http import LoomOSClient
 from loomos.jobs.states import JobState
+from tests.serving import save_tiny
 from tests.stack import CORPUS, Stack
 
 ROOT = Path(__file__).parents[2]
@@ -23,12 +24,21 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 async def test_a_block_runs(
-    block: str, stack: Stack, client: LoomOSClient, monkeypatch: pytest.MonkeyPatch
+    block: str,
+    stack: Stack,
+    client: LoomOSClient,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for name in ("LOOMOS_STATE_DIR", "LOOMOS_CONFIG"):
         monkeypatch.setenv(name, stack.environment[name])
     names: dict[str, Any] = {}
     exec(compile(block, "<documentation>", "exec"), names)
+    if "serve" in names:
+        assert "@" in await names["serve"](save_tiny(tmp_path / "m", 5))
+    if "check" in names:
+        verdict = await names["check"](save_tiny(tmp_path / "m", 5), tmp_path)
+        assert verdict == "INCONCLUSIVE"
     if "train" in names:
         job_id = await names["train"](str(CORPUS))
         assert (await client.get_job_status(job_id)).state == JobState.COMPLETED
