@@ -39,7 +39,7 @@ class ContinualActivities:
     """Activities of the control worker."""
 
     def __init__(self, settings: Settings, db: LoomDB) -> None:
-        self._settings, self._db = settings, db
+        self._store, self._db = open_store(settings.storage), db
 
     @activity.defn
     async def collect_samples(self, request: CollectRequest) -> Collected:
@@ -51,13 +51,13 @@ class ContinualActivities:
             NotFound: there is no such endpoint.
             InvalidInput: a file cannot be read, or is no JSONL.
         """
-        store = open_store(self._settings.storage)
+        store = self._store
         return await in_thread(lambda say: _collect(store, request, say))
 
     @activity.defn
     async def conclude_update(self, request: Conclude) -> Empty:
         """Remember the decision, move the watermark, delete versions that are too old to keep."""
-        store = open_store(self._settings.storage)
+        store = self._store
         made = request.result.model if request.result else None
         record = UpdateRecord(
             update_id=request.update_id,

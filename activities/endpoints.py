@@ -48,9 +48,7 @@ class EndpointActivities:
 
     def __init__(self, settings: Settings, db: LoomDB) -> None:
         self._settings, self._db = settings, db
-
-    def _store(self) -> Store:
-        return open_store(self._settings.storage)
+        self._store = open_store(settings.storage)
 
     @activity.defn
     async def open_endpoint(self, request: OpenEndpoint) -> Route:
@@ -61,7 +59,7 @@ class EndpointActivities:
             Conflict: the version cannot change while a canary is on trial.
             InvalidInput: a detector is unknown.
         """
-        store = self._store()
+        store = self._store
         route = await in_thread(lambda say: _open(store, request))
         await self._record(
             f"endpoint:{request.name}",
@@ -82,7 +80,7 @@ class EndpointActivities:
     @activity.defn
     async def watch_endpoint(self, watch: WatchEndpoint) -> Placement:
         """Look at the servers until the endpoint's models should be held by others than now."""
-        store = self._store()
+        store = self._store
         scale = _Scale()
         while True:
             route, servers = await in_thread(
@@ -97,7 +95,7 @@ class EndpointActivities:
     @activity.defn
     async def place_replicas(self, request: PlaceReplicas) -> Route:
         """Write who holds the endpoint's models."""
-        store = self._store()
+        store = self._store
 
         def change(route: Route) -> Route:
             return route.model_copy(update={"replicas": request.replicas})
@@ -113,7 +111,7 @@ class EndpointActivities:
         Raises:
             Conflict: a canary is on trial.
         """
-        store = self._store()
+        store = self._store
 
         def change(route: Route) -> Route:
             if route.canary is not None:
@@ -136,7 +134,7 @@ class EndpointActivities:
             NotFound: there is no such version, or a blob is missing.
             Conflict: the alias is elsewhere, or the version is in use.
         """
-        store = self._store()
+        store = self._store
         request = activity.info().workflow_run_id or activity.info().activity_id
         made = await in_thread(lambda say: self._change(store, change, request))
         data = {

@@ -52,10 +52,8 @@ class RolloutActivities:
     """Activities of the control worker."""
 
     def __init__(self, settings: Settings, client: Client) -> None:
-        self._settings, self._client = settings, client
-
-    def _store(self) -> Store:
-        return open_store(self._settings.storage)
+        # Opened once: a new S3 client costs more than what a rollback may take.
+        self._store, self._client = open_store(settings.storage), client
 
     @activity.defn
     async def open_canary(self, request: OpenCanary) -> CanaryOpened:
@@ -67,7 +65,7 @@ class RolloutActivities:
             InvalidInput: a guardrail names a detector that the endpoint does not run.
             Unavailable: it cannot be loaded.
         """
-        store = self._store()
+        store = self._store
         opened = await in_thread(lambda say: _open(store, request))
         deadline = time.monotonic() + LOAD_PATIENCE_S
         while True:
@@ -101,7 +99,7 @@ class RolloutActivities:
         Raises:
             Conflict: the canary is another's.
         """
-        store = self._store()
+        store = self._store
         lease = timedelta(seconds=request.lease_s)
 
         def change(route: Route) -> Route:
@@ -126,7 +124,7 @@ class RolloutActivities:
         The heartbeat carries the whole state of the judge; after a crash another worker goes on
         from it. The lease is renewed only while Temporal says that the rollout runs.
         """
-        store = self._store()
+        store = self._store
         prefix = outcomes_prefix(watch.spec.endpoint)
         judge = await self._judge(watch, store, prefix)
         lease = _Lease(self._client, store, watch)
@@ -165,7 +163,7 @@ class RolloutActivities:
     @activity.defn
     async def close_canary(self, request: CloseCanary) -> CanaryClosed:
         """Take the canary out of the row and move the aliases; a retry changes nothing more."""
-        store = self._store()
+        store = self._store
 
         def change(route: Route) -> Route:
             return rows.closed(

@@ -21,7 +21,7 @@ class VerificationActivities:
     """Activities of the control worker."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._store = open_store(settings.storage)
 
     @activity.defn
     async def plan_verification(self, request: PlanRequest) -> PlanRef:
@@ -31,7 +31,7 @@ class VerificationActivities:
             NotFound: there is no such version.
             InvalidInput: a suite is missing or malformed.
         """
-        store = open_store(self._settings.storage)
+        store = self._store
         return await in_thread(
             lambda say: store_plan(store, make_plan(store, request.model, request.spec))
         )
@@ -43,7 +43,7 @@ class VerificationActivities:
         Raises:
             NotFound: a shard was not generated.
         """
-        store = open_store(self._settings.storage)
+        store = self._store
 
         def work(say: Callable[[str], None]) -> VerificationResult:
             plan = read_plan(store, request.plan_sha256)
