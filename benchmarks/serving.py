@@ -107,7 +107,8 @@ ADAPTERS = """
 import sys, time, json, threading, torch
 from pathlib import Path
 from peft import LoraConfig, get_peft_model
-from loomos.serving.engine import Engine, Row, Sampling
+from loomos.serving.engine import Engine
+from loomos.serving.rows import Row, Sampling
 from loomos.serving.hosting import load_model
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

@@ -23,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.names import JOB_KIND
     from loomos.jobs.rollouts import RolloutState
     from loomos.manifest import Data, Model, RolloutPlan, TrainingSpec
-    from workflows import calls
+    from workflows import delivery_calls
     from workflows.delivery import attributes
 
 
@@ -36,7 +36,7 @@ class ContinualLearning:
         """Make the period's update, if there is something to learn; returns what came of it."""
         info = workflow.info()
         update_id = f"{info.workflow_id}/{info.run_id}"
-        collected = await calls.collect_samples(
+        collected = await delivery_calls.collect_samples(
             CollectRequest(update_id=update_id, name=period.name, spec=period.spec)
         )
         began = workflow.now()
@@ -54,7 +54,7 @@ class ContinualLearning:
         conclusion = _conclude(
             period, update_id, collected, result, failure, workflow.now() - began
         )
-        await calls.conclude_update(conclusion)
+        await delivery_calls.conclude_update(conclusion)
         return f"{conclusion.decision}: {conclusion.reason}"
 
     async def _train(self, period: ContinualInput, collected: Collected) -> JobResult:

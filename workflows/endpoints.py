@@ -26,7 +26,7 @@ with workflow.unsafe.imports_passed_through():
         Route,
         WatchEndpoint,
     )
-    from workflows import calls
+    from workflows import delivery_calls
     from workflows.journal import STATE
 
 EndpointState = Literal["opening", "serving", "closing", "closed"]
@@ -61,7 +61,7 @@ class Endpoint:
 
     async def _watch(self) -> None:
         """One placement, or the end of the endpoint."""
-        watching = calls.start_watch_endpoint(
+        watching = delivery_calls.start_watch_endpoint(
             WatchEndpoint(name=self._endpoint.name, issued_by=self._issuer)
         )
         closing = asyncio.create_task(workflow.wait_condition(lambda: self._is_closing))
@@ -71,7 +71,7 @@ class Endpoint:
             return
         closing.cancel()
         placement: Placement = await watching
-        self._route = await calls.place_replicas(
+        self._route = await delivery_calls.place_replicas(
             PlaceReplicas(
                 name=self._endpoint.name, issued_by=self._issuer, replicas=placement.replicas
             )
@@ -80,7 +80,7 @@ class Endpoint:
 
     async def _open(self, spec: EndpointSpec, owner: str, what: str) -> Route:
         run = workflow.info().first_execution_run_id
-        return await calls.open_endpoint(
+        return await delivery_calls.open_endpoint(
             OpenEndpoint(
                 name=self._endpoint.name,
                 spec=spec,
@@ -123,7 +123,7 @@ class Endpoint:
     async def close(self) -> EndpointStatus:
         """Delete the endpoint."""
         try:
-            await calls.close_endpoint(
+            await delivery_calls.close_endpoint(
                 CloseEndpoint(name=self._endpoint.name, issued_by=self._issuer)
             )
         except ActivityError as error:
@@ -151,7 +151,7 @@ class ModelChanges:
     @workflow.run
     async def run(self, change: ModelChange) -> ModelVersion:
         """Make the change."""
-        return await calls.change_registry(change)
+        return await delivery_calls.change_registry(change)
 
 
 def _refusal(error: ActivityError) -> ApplicationError:

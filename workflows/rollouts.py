@@ -40,7 +40,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from loomos.jobs.serving import WHOLE
     from loomos.manifest import Stage
-    from workflows import calls
+    from workflows import calls, delivery_calls
     from workflows.journal import STATE
 
 KEPT_EVENTS = 200
@@ -116,7 +116,7 @@ class CanaryRollout:
         """Check candidate and endpoint, and have the candidate loaded everywhere."""
         self._enter(RolloutState.PREFLIGHT, "preflight", "checks the candidate, has it loaded")
         self._opening_began = True
-        opening = calls.start_open_canary(OpenCanary(spec=self._spec, holder=self._holder))
+        opening = delivery_calls.start_open_canary(OpenCanary(spec=self._spec, holder=self._holder))
         await self._unless_aborted(opening)
         self._opened = await opening
         self._carried = StageProgress(cursors=self._opened.cursors)
@@ -135,7 +135,7 @@ class CanaryRollout:
         assert self._opened is not None
         self._check_abort()
         share_bp = round(stage.canary_percent * 100)
-        route = await calls.set_traffic(
+        route = await delivery_calls.set_traffic(
             SetTraffic(
                 endpoint=self._spec.endpoint,
                 holder=self._holder,
@@ -165,7 +165,7 @@ class CanaryRollout:
         before: StageProgress | None = None
         while True:
             is_waiting = self._is_paused or self._state == RolloutState.APPROVAL
-            handle = calls.start_watch_stage(
+            handle = delivery_calls.start_watch_stage(
                 WatchStage(
                     spec=self._spec,
                     holder=self._holder,
@@ -283,7 +283,7 @@ class CanaryRollout:
 
     async def _close(self, *, promote: bool) -> CanaryClosed:
         undo = self._was_promoted and not promote and self._opened is not None
-        return await calls.close_canary(
+        return await delivery_calls.close_canary(
             CloseCanary(
                 endpoint=self._spec.endpoint,
                 holder=self._holder,

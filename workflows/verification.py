@@ -29,7 +29,7 @@ with workflow.unsafe.imports_passed_through():
         VerificationStatus,
     )
     from loomos.manifest import Resources
-    from workflows import calls
+    from workflows import calls, delivery_calls
     from workflows.journal import STATE
     from workflows.leasing import Leasing
 
@@ -71,7 +71,7 @@ class VerificationSuite:
 
     async def _make_plan(self) -> None:
         self._enter(VerificationState.PLANNING, "pins model and suites")
-        self._plan = await calls.plan_verification(
+        self._plan = await delivery_calls.plan_verification(
             PlanRequest(
                 verification_id=self._job.verification_id,
                 model=self._job.model,
@@ -122,7 +122,7 @@ class VerificationSuite:
         while left and self._leasing.revoked is None:
             shard = left[0]
             try:
-                await calls.evaluate_shard(
+                await delivery_calls.evaluate_shard(
                     ShardRequest(plan_sha256=self._plan.sha256, shard=shard), node
                 )
             except ActivityError as error:
@@ -139,7 +139,7 @@ class VerificationSuite:
     async def _judge(self) -> VerificationResult:
         assert self._plan is not None
         self._enter(VerificationState.JUDGING, "scores answers, writes reports")
-        self._result = await calls.judge_verification(
+        self._result = await delivery_calls.judge_verification(
             JudgeRequest(verification_id=self._job.verification_id, plan_sha256=self._plan.sha256)
         )
         await self._record(

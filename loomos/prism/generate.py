@@ -36,7 +36,7 @@ class EngineGenerator:
             Unavailable: the model failed.
         """
         from loomos.serving.chat import chat_prompt, turn_ends
-        from loomos.serving.engine import Piece, Row, Sampling
+        from loomos.serving.rows import Piece, Row, Sampling
 
         said: list[Said | None] = [None] * len(questions)
         left = threading.Semaphore(0)

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from loomos.errors import LoomOSError, NotFound, Unavailable
 from loomos.security.tokens import verify
 from loomos.serving.chat import chat_prompt, turn_ends
-from loomos.serving.engine import Piece, Sampling
+from loomos.serving.noting import Choice, Generation
 from loomos.serving.protocol import (
     DONE,
     ApiError,
@@ -25,7 +25,8 @@ from loomos.serving.protocol import (
     event,
     invalid_request,
 )
-from loomos.serving.service import Choice, Generation, Service
+from loomos.serving.rows import Piece, Sampling
+from loomos.serving.service import Service
 
 DEFAULT_CHAT_TOKENS, DEFAULT_COMPLETION_TOKENS = 256, 16
 """Tokens when a request names no limit; OpenAI's default for completions is 16 too."""
@@ -123,7 +124,7 @@ def _model(name: str) -> dict[str, Any]:
 @router.post("/v1/feedback", dependencies=[Allowed], status_code=202)
 async def feedback(body: FeedbackRequest, service: Serving) -> dict[str, str]:
     """A thumb up or down for an answer."""
-    service.feedback(body)
+    service.notes.feedback(body, service.endpoints())
     return {"status": "accepted"}
 
 
@@ -233,7 +234,9 @@ async def _disconnected(request: Request) -> None:
 
 def _note_sample(service: Service, generation: Generation, body: BodyT) -> None:
     texts = [answer.text for answer in generation.answers]
-    service.note_sample(generation.choice, body.model_dump(mode="json", exclude_unset=True), texts)
+    service.notes.note_sample(
+        generation.choice, body.model_dump(mode="json", exclude_unset=True), texts
+    )
 
 
 def _head(choice: Choice, body: BodyT, *, chunk: bool) -> dict[str, Any]:
@@ -319,18 +322,20 @@ async def _pass_on(
             try:
                 answer = await arm.ask(path, content)
             except ApiError as error:
-                service.note_answer(choice, error.status, [], latency_s=time.monotonic() - began)
+                service.notes.note_answer(
+                    choice, error.status, [], latency_s=time.monotonic() - began
+                )
                 raise
         texts = [_text_of(item) for item in answer.get("choices", [])]
         usage = answer.get("usage") or {}
-        service.note_answer(
+        service.notes.note_answer(
             choice,
             200,
             texts,
             latency_s=time.monotonic() - began,
             tokens=int(usage.get("completion_tokens") or 0),
         )
-        service.note_sample(choice, content, texts)
+        service.notes.note_sample(choice, content, texts)
         answer |= {"id": f"cmpl-{choice.request_id}", "model": body.model}
         return JSONResponse(answer)
 
@@ -350,7 +355,7 @@ async def _pass_on(
             except ApiError as error:
                 status = error.status
                 yield event(error.body)
-        service.note_answer(
+        service.notes.note_answer(
             choice,
             status,
             list(texts.values()),

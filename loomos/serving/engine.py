@@ -13,84 +13,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from loomos.errors import Unavailable
 from loomos.serving.adapters import AdapterBank
+from loomos.serving.batch import Batch
+from loomos.serving.rows import Piece, Row, choose_tokens
 from loomos.serving.text import TextStream, WholeText
 
 T = TypeVar("T")
 
 JOIN_STEPS = 4
 """Tokens of the batch that a request waits at most for others to join it with."""
-
-FinishReason = Literal["stop", "length", "cancelled", "error"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How tokens are chosen."""
-
-    max_tokens: int
-    """Most tokens to generate."""
-    temperature: float = 1.0
-    """0 takes the most likely token."""
-    top_p: float = 1.0
-    """Take from the fewest tokens whose chances sum to this (arXiv:1904.09751)."""
-    seed: int | None = None
-    """Makes sampling repeatable."""
-    stop: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Some more of an answer."""
-
-    text: str
-    """New text, perhaps none."""
-    finish_reason: FinishReason | None = None
-    """Set on the last piece."""
-    tokens: int = 0
-    """Tokens generated so far."""
-    error: str = ""
-    """What went wrong, if it did."""
-
-
-@dataclass(eq=False, kw_only=True)
-class Row:
-    """A request on its way through the engine."""
-
-    prompt: list[int]
-    """Token ids."""
-    sampling: Sampling
-    """How to choose."""
-    deliver: Callable[[Piece], None]
-    """Gets every piece, on the engine's thread."""
-    slot: int = 0
-    """Its adapter."""
-    stop_ids: frozenset[int] = frozenset()
-    """Tokens that end it, besides the model's own."""
-    arrived: float = field(default_factory=time.monotonic)
-    """When it came."""
-    is_cancelled: bool = False
-    """Set by whoever does not want the rest."""
-    generated: list[int] = field(default_factory=list)
-    """Tokens so far."""
-    is_streamed: bool = False
-    """Whether every piece is wanted as it comes; else the last one has all the text."""
-    text: TextStream | WholeText | None = None
-    """Turns tokens into text."""
-    first_at: float | None = None
-    """When the first token came, by `time.monotonic`."""
-    generator: torch.Generator | None = None
-    """Source of chance."""
 
 
 class Engine:
@@ -116,7 +54,7 @@ class Engine:
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._batch: _Batch | None = None
+        self._batch: Batch | None = None
         self._step_s = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -226,7 +164,7 @@ class Engine:
         if not joining:
             return
         # Known before the forward pass, so that a failure reaches them too.
-        new = _Batch(joining)
+        new = Batch(joining)
         if batch is None:
             self._batch = new
         try:
@@ -242,7 +180,7 @@ class Engine:
         elif batch is not None:
             batch.join(new)
 
-    def _is_worth_joining(self, batch: _Batch) -> bool:
+    def _is_worth_joining(self, batch: Batch) -> bool:
         """Whether those who wait should join now: a forward pass for each of them would be dear."""
         if not self._waiting or not batch.can_grow:
             return False
@@ -251,7 +189,7 @@ class Engine:
             return True
         return time.monotonic() - self._waiting[0].arrived > JOIN_STEPS * self._step_s
 
-    def _prefill(self, batch: _Batch) -> Tensor:
+    def _prefill(self, batch: Batch) -> Tensor:
         longest = max(len(row.prompt) for row in batch.rows)
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.full((len(batch.rows), longest), pad)
@@ -264,7 +202,7 @@ class Engine:
         batch.cache = DynamicCache(config=self.model.config)
         return self._forward(batch, ids, positions)
 
-    def _step(self, batch: _Batch) -> None:
+    def _step(self, batch: Batch) -> None:
         """One more token for every row."""
         if any(row.is_cancelled for row in batch.rows):
             self._leave(batch, [i for i, row in enumerate(batch.rows) if row.is_cancelled])
@@ -279,7 +217,7 @@ class Engine:
         if not batch.rows:
             self._batch = None
 
-    def _forward(self, batch: _Batch, ids: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, batch: Batch, ids: Tensor, positions: Tensor) -> Tensor:
         """Logits of each row's next token: [rows, vocabulary]."""
         self.bank.select([row.slot for row in batch.rows])
         device = self.model.device
@@ -294,7 +232,7 @@ class Engine:
         )
         return out.logits[:, -1].float().cpu()  # type: ignore[no-any-return]
 
-    def _choose(self, batch: _Batch, logits: Tensor) -> None:
+    def _choose(self, batch: Batch, logits: Tensor) -> None:
         """Append a token to each row, deliver what became text, drop the rows that are done."""
         done: list[int] = []
         for i, token in enumerate(choose_tokens(logits, batch.rows)):
@@ -326,95 +264,13 @@ class Engine:
             row.deliver(Piece(text=text, tokens=count))
         return False
 
-    def _leave(self, batch: _Batch, indices: list[int]) -> None:
+    def _leave(self, batch: Batch, indices: list[int]) -> None:
         for i in indices:
             row = batch.rows[i]
             row.deliver(Piece(text="", finish_reason="cancelled", tokens=len(row.generated)))
         batch.keep(set(range(len(batch.rows))) - set(indices))
         if not batch.rows:
             self._batch = None
-
-
-class _Batch:
-    """Rows that are generated together, with their keys and values."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
-        self.is_padded = True
-        self.mask: Tensor = torch.empty(0)
-        self.cache: Any = None
-
-    @property
-    def can_grow(self) -> bool:
-        """Whether caches of this model can be joined: plain keys and values in every layer."""
-        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
-
-    def keep(self, indices: set[int]) -> None:
-        """Drop the other rows, and the columns that only they needed."""
-        if len(indices) == len(self.rows):
-            return
-        kept = sorted(indices)
-        self.rows = [self.rows[i] for i in kept]
-        if not kept:
-            return
-        chosen = torch.tensor(kept)
-        self.mask = self.mask[chosen]
-        self.cache.batch_select_indices(chosen.to(self.cache.layers[0].keys.device))
-        if self.can_grow:
-            self._trim()
-
-    def _trim(self) -> None:
-        unused = int((self.mask.cumsum(1) == 0).all(0).sum())
-        if unused:
-            self.mask = self.mask[:, unused:]
-            for layer in self.cache.layers:
-                layer.keys = layer.keys[:, :, unused:]
-                layer.values = layer.values[:, :, unused:]
-        self.is_padded = not bool(self.mask.all())
-
-    def join(self, other: _Batch) -> None:
-        """Take in the rows of another batch; the shorter one is padded on the left."""
-        length = max(self.mask.shape[1], other.mask.shape[1])
-        self.mask = torch.cat([_pad(self.mask, 1, length), _pad(other.mask, 1, length)])
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys = torch.cat([_pad(mine.keys, 2, length), _pad(theirs.keys, 2, length)])
-            mine.values = torch.cat([_pad(mine.values, 2, length), _pad(theirs.values, 2, length)])
-        self.rows = self.rows + other.rows
-        self.is_padded = not bool(self.mask.all())
-
-
-def _pad(tensor: Tensor, dim: int, length: int) -> Tensor:
-    """Zeros before `tensor` along `dim`, up to `length`."""
-    missing = length - tensor.shape[dim]
-    if not missing:
-        return tensor
-    shape = list(tensor.shape)
-    shape[dim] = missing
-    return torch.cat([tensor.new_zeros(shape), tensor], dim)
-
-
-def choose_tokens(logits: Tensor, rows: list[Row]) -> list[int]:
-    """The next token of each row.
-
-    Args:
-        logits: [rows, vocabulary].
-        rows: with their sampling.
-    """
-    chosen: list[int] = logits.argmax(-1).tolist()
-    for i, row in enumerate(rows):
-        if row.generator is not None:
-            chosen[i] = _sample(logits[i] / row.sampling.temperature, row)
-    return chosen
-
-
-def _sample(logits: Tensor, row: Row) -> int:
-    chances = torch.softmax(logits, -1)
-    if row.sampling.top_p < 1:
-        ordered, order = chances.sort(descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= row.sampling.top_p
-        ordered[beyond] = 0
-        return int(order[torch.multinomial(ordered, 1, generator=row.generator)])
-    return int(torch.multinomial(chances, 1, generator=row.generator))
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

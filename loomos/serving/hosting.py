@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loomos.errors import InvalidModel, NotFound
 from loomos.registry import Registry, VersionManifest, verified_files
 from loomos.serving.adapters import BASE_SLOT
-from loomos.serving.engine import Engine, Piece, Row, Sampling
+from loomos.serving.engine import Engine
+from loomos.serving.rows import Piece, Row, Sampling
 from loomos.storage import Store, file_sha256
 
 if TYPE_CHECKING:

@@ -63,8 +63,8 @@ class ServingProcess:
             max_batch=chosen.max_batch,
             batch_wait_s=chosen.batch_wait_ms / 1000,
         )
-        records = RecordWriters(store, f"{chosen.id}-{self._incarnation}")
-        self.service = Service(RouteTable(store), host, records, chosen.id)
+        self._records = RecordWriters(store, f"{chosen.id}-{self._incarnation}")
+        self.service = Service(RouteTable(store), host, self._records, chosen.id)
         key = settings.auth.signing_key_file
         self.app = create_app(self.service, read_key(key) if key else None)
         self._changed = asyncio.Event()
@@ -109,7 +109,7 @@ class ServingProcess:
         await asyncio.to_thread(self.service.host.close)
         await self.service.close()
         with contextlib.suppress(LoomOSError):
-            await asyncio.to_thread(self.service.records.flush)
+            await asyncio.to_thread(self._records.flush)
             await asyncio.to_thread(self._store.delete, [server_key(self._settings.id)])
 
     # --- loops ---
@@ -145,7 +145,7 @@ class ServingProcess:
     async def _flush(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self.service.records.flush)
+                await asyncio.to_thread(self._records.flush)
             except LoomOSError as error:
                 log.warning("outcomes wait: %s", error)
             await asyncio.sleep(FLUSH_S)

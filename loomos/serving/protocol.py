@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from loomos.serving.engine import Sampling
+from loomos.serving.rows import Sampling
 
 UNSUPPORTED = (
     "audio",

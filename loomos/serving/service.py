@@ -8,93 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import httpx
 
 from loomos.jobs.serving import Route, Target
-from loomos.prism.detectors import find_detector
-from loomos.prism.looping import is_looping
-from loomos.serving.engine import Piece, Row, Sampling
-from loomos.serving.hosting import Hosted, ModelHost
-from loomos.serving.outcomes import Outcome, RecordWriters, hash_user, now
-from loomos.serving.protocol import ApiError, FeedbackRequest
+from loomos.serving.hosting import ModelHost
+from loomos.serving.noting import ARM_CODES, Answer, Choice, Generation, Notes
+from loomos.serving.outcomes import RecordWriters, hash_user, now
+from loomos.serving.protocol import ApiError
 from loomos.serving.remote import RemoteArm
 from loomos.serving.routes import Arm, canary_share, has_lapsed, is_shadowed, pick
+from loomos.serving.rows import Piece, Row, Sampling
 from loomos.serving.table import RouteTable
-
-ARM_CODES: dict[Arm, str] = {"stable": "s", "canary": "c"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Who answers a request."""
-
-    route: Route
-    """The row that decided."""
-    arm: Arm
-    """Which arm."""
-    target: Target
-    """What it serves."""
-    hosted: Hosted | None
-    """The loaded version; None for a remote arm."""
-    user: str
-    """Hash of the sticky key."""
-    request_id: str
-    """Id of the answer."""
-    is_counted: bool = True
-    """Whether its outcome says something about the arm."""
-    is_shadow: bool = False
-    """Nobody sees the answer."""
-    assigned: Arm | None = None
-    """Arm that the split chose; none for a request that named a version."""
-
-
-@dataclass(kw_only=True)
-class Answer:
-    """One choice of an answer, in the making."""
-
-    text: str = ""
-    """Text so far."""
-    finish_reason: str | None = None
-    """Set at the end."""
-    tokens: int = 0
-    """Tokens so far."""
-    first_at: float | None = None
-    """When the first token came."""
-
-
-@dataclass(kw_only=True)
-class Generation:
-    """All choices of one request."""
-
-    choice: Choice
-    """Who answers."""
-    prompt_tokens: int
-    """Tokens of the prompts."""
-    answers: list[Answer]
-    """One per choice."""
-    rows: list[Row] = field(default_factory=list)
-    """Their rows in the engine."""
-    pieces: asyncio.Queue[tuple[int, Piece]] = field(default_factory=asyncio.Queue)
-    """What has come."""
-    began: float = field(default_factory=time.monotonic)
-    """When the request came."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens generated, over all choices."""
-        return sum(answer.tokens for answer in self.answers)
-
-    def cancel(self) -> None:
-        """Nobody wants the rest."""
-        for row in self.rows:
-            row.is_cancelled = True
 
 
 class Service:
@@ -110,7 +40,8 @@ class Service:
     def __init__(
         self, table: RouteTable, host: ModelHost, records: RecordWriters, server_id: str
     ) -> None:
-        self.table, self.host, self.records, self.server_id = table, host, records, server_id
+        self.table, self.host, self.server_id = table, host, server_id
+        self.notes = Notes(records)
         self.is_draining = False
         self.running: dict[str, int] = {}
         self._http = httpx.AsyncClient(trust_env=False)
@@ -313,7 +244,7 @@ class Service:
             if left:
                 generation.cancel()
             else:
-                self.note(generation, 500 if error else 200)
+                self.notes.note(generation, 500 if error else 200)
 
     async def finish(self, generation: Generation) -> None:
         """Wait until every choice is done.
@@ -331,114 +262,6 @@ class Service:
         """The server elsewhere that is this arm."""
         assert choice.target.remote is not None
         return RemoteArm(choice.target.remote, self._http)
-
-    # --- noting ---
-
-    def note(self, generation: Generation, status: int) -> None:
-        """Keep how a request went."""
-        choice = generation.choice
-        texts = [answer.text for answer in generation.answers]
-        firsts = [a.first_at for a in generation.answers if a.first_at is not None]
-        self.note_answer(
-            choice,
-            status,
-            texts,
-            latency_s=time.monotonic() - generation.began,
-            first_token_s=min(firsts) - generation.began if firsts else None,
-            tokens=generation.tokens,
-        )
-
-    def note_answer(
-        self,
-        choice: Choice,
-        status: int,
-        texts: list[str],
-        *,
-        latency_s: float,
-        first_token_s: float | None = None,
-        tokens: int = 0,
-    ) -> None:
-        """Keep how a request went, whoever answered it."""
-        is_answered = status < 400
-        detectors = choice.route.spec.detectors if is_answered else []
-        self.records.outcome(
-            choice.route.endpoint,
-            Outcome(
-                id=choice.request_id,
-                at=now(),
-                user=choice.user,
-                arm=choice.arm,
-                version=choice.target.version,
-                stage=choice.route.stage,
-                is_shadow=choice.is_shadow,
-                is_counted=choice.is_counted,
-                assigned=choice.assigned,
-                status=status,
-                latency_s=round(latency_s, 6),
-                first_token_s=None if first_token_s is None else round(first_token_s, 6),
-                tokens=tokens,
-                is_empty=is_answered and any(not text.strip() for text in texts),
-                is_looping=is_answered and any(is_looping(text) for text in texts),
-                hits=[
-                    name
-                    for name in detectors
-                    if any(find_detector(name).finds(text, {}) for text in texts)
-                ],
-            ),
-        )
-
-    def note_sample(self, choice: Choice, request: dict[str, Any], texts: list[str]) -> None:
-        """Keep request and answer, where the endpoint captures."""
-        if choice.route.spec.capture and not choice.is_shadow:
-            self.records.sample(
-                choice.route.endpoint,
-                {
-                    "id": choice.request_id,
-                    "at": now().isoformat(),
-                    "version": choice.target.version,
-                    "request": request,
-                    "answers": texts,
-                },
-            )
-
-    def feedback(self, body: FeedbackRequest) -> None:
-        """Keep what a person thought of an answer; its id says which arm gave it.
-
-        Raises:
-            ApiError: the id is none of ours.
-        """
-        code, _, rest = body.id.removeprefix("chatcmpl-").removeprefix("cmpl-").partition("-")
-        version = rest.partition("-")[0]
-        arms = {short: arm for arm, short in ARM_CODES.items()}
-        for route in self.endpoints():
-            for target in (route.stable, route.canary):
-                if target and code in arms and target.version.partition("@")[2] == version:
-                    score = {"up": 1, "down": -1, None: None}[body.score]
-                    self.records.outcome(
-                        route.endpoint,
-                        Outcome(
-                            id=body.id,
-                            at=now(),
-                            user=hash_user(body.user or body.id),
-                            arm=arms[code],
-                            version=target.version,
-                            stage=route.stage,
-                            score=score,
-                            events=body.events,
-                        ),
-                    )
-                    if route.spec.capture:
-                        self.records.sample(
-                            route.endpoint,
-                            {
-                                "id": body.id,
-                                "at": now().isoformat(),
-                                "score": score,
-                                "correction": body.correction,
-                            },
-                        )
-                    return
-        raise ApiError(404, f"id: {body.id!r} is no answer of a version in service", param="id")
 
     # --- shadowing ---
 

@@ -100,7 +100,7 @@ async def test_history_stays_short_however_long_a_stage_is(
                 endpoint,
                 versions.good[1],
                 stages=[
-                    {"name": "long", "canary_percent": 50, "requests": 15, "min_duration": "15s"}
+                    {"name": "long", "canary_percent": 50, "requests": 15, "min_duration": "6s"}
                 ],
             )
         )

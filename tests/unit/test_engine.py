@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from loomos.errors import InvalidModel, Unavailable
 from loomos.prism.looping import is_looping
-from loomos.serving.engine import Engine, Piece, Row, Sampling, choose_tokens
+from loomos.serving.engine import Engine
+from loomos.serving.rows import Piece, Row, Sampling, choose_tokens
 from loomos.serving.text import TextStream
 from loomos.training.tokenizer import byte_tokenizer
 
