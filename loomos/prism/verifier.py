@@ -175,9 +175,9 @@ class Prism:
         return ComplianceReport(results.evidence, list(standards), findings)
 
     async def export_report(self, report: ComplianceReport, path: str | Path) -> Path:
-        """Write a report; the suffix chooses: `.pdf` (PDF/A-2a), `.html`, `.json`, `.eval`.
+        """Write a report; the suffix chooses: `.pdf` (PDF/A-2a), `.html`, `.json`.
 
-        With `.eval` a folder of that name gets one log per suite, for `inspect view`.
+        Without a suffix a folder of that name gets one log per suite, for `inspect view`.
 
         Raises:
             InvalidInput: another suffix.
@@ -195,10 +195,10 @@ class Prism:
             path.write_text(render_html(evidence, report.standards), encoding="utf-8")
         elif path.suffix == ".json":
             path.write_bytes(evidence.encode())
-        elif path.suffix == ".eval":
+        elif path.suffix == "":
             write_eval_logs(evidence, details(self._store, evidence), path)
         else:
-            raise InvalidInput(f"{path.name}: write to .pdf, .html, .json or .eval")
+            raise InvalidInput(f"{path.name}: write to .pdf, .html, .json, or a folder for logs")
         return path
 
 

@@ -146,8 +146,8 @@ async def main():
     report = await prism.generate_compliance_report(
         results, standards=["EU_AI_ACT", "NIST_AI_RMF", "ISO_27001"]
     )
-    for suffix in ("pdf", "html", "json", "eval"):
-        await prism.export_report(report, Path(sys.argv[3]) / f"report.{suffix}")
+    for name in ("report.pdf", "report.html", "report.json", "logs"):
+        await prism.export_report(report, Path(sys.argv[3]) / name)
     print(json.dumps({n: t.verdict for n, t in results.test_results.items()}))
 asyncio.run(main())
 """
@@ -186,7 +186,7 @@ def test_everything_runs_with_sockets_to_the_outside_blocked(behaved: Path, tmp_
             "logs",
             "--json",
             "--log-dir",
-            str(tmp_path / "report.eval"),
+            str(tmp_path / "logs"),
         ],
         capture_output=True,
         text=True,
