@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,6 +145,46 @@ def report(
     else:
         to.write_bytes(content)
     print(f"wrote {to}")
+
+
+class Tool(StrEnum):
+    """Whose suite it is."""
+
+    INSPECT = "inspect"
+    GARAK = "garak"
+    LM_EVAL = "lm-eval"
+
+
+@app.command()
+def external(
+    endpoint: Annotated[str, typer.Argument(help="Endpoint to ask.")],
+    task: Annotated[str, typer.Option(help="inspect task or file, garak probes, lm-eval task.")],
+    runner: Annotated[Tool, typer.Option(help="Must be installed here.")] = Tool.INSPECT,
+    claim: Annotated[float, typer.Option(min=0.0001, max=0.9999)] = 0.05,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most samples.")] = None,
+    folder: Annotated[Path, typer.Option(help="For the tool's own reports.")] = Path("external"),
+    output: Output = None,
+) -> None:
+    """Run somebody else's suite against an endpoint, in its own process; the verdict is ours."""
+    from loomos.prism.external import External, Where, run_external
+    from loomos.settings import load_settings
+
+    settings = load_settings()
+    where = Where(
+        base_url=f"{settings.cluster.endpoint.rstrip('/')}/v1",
+        model=endpoint,
+        api_key=settings.token() or "",
+    )
+    suite = External(runner=runner.value, task=task, claim=claim, limit=limit)
+    found = run_external(suite, where, folder)
+
+    def table() -> None:
+        print_table(
+            ("TEST", "VERDICT", "FAILED", "WHY"),
+            [(found.name, found.verdict, f"{found.failures}/{found.n}", found.reason)],
+        )
+
+    show(found, output, table)
 
 
 def _bare(verification_id: str) -> str:

@@ -196,6 +196,34 @@ def test_everything_runs_with_sockets_to_the_outside_blocked(behaved: Path, tmp_
     assert {Path(log["name"]).stem for log in json.loads(listing.stdout)} == set(SUITES)
 
 
+TASK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate
+@task
+def knows():
+    samples = [Sample(input=f"What is {i} plus {i}?", target="do not know") for i in range(12)]
+    return Task(dataset=samples, solver=generate(), scorer=includes())
+"""
+
+
+async def test_a_task_of_inspect_runs_against_an_endpoint(
+    stack: Stack, client: LoomOSClient, behaved: Path, tmp_path: Path
+) -> None:
+    await client.deploy_model(behaved, "outsiders")
+    task = tmp_path / "knows.py"
+    task.write_text(TASK)
+    command = ["verify", "external", "outsiders", "--task", str(task), "-o", "json"]
+    said = await asyncio.to_thread(
+        stack.loomos, *command, "--claim", "0.3", "--folder", str(tmp_path / "logs")
+    )
+    found = json.loads(said.stdout)
+    assert (found["n"], found["failures"], found["unknown"]) == (12, 0, 0)
+    assert found["verdict"] == "INCONCLUSIVE" and "detector errs" in found["reason"]
+    await client.endpoints.delete("outsiders")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("answerer", "options", "fails"),

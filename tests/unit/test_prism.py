@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from pypdfium2 import PdfDocument
 
-from loomos.errors import InvalidInput
+from loomos.errors import InvalidInput, Unavailable
 from loomos.jobs.serving import FileFacts
 from loomos.manifest import SuiteChoice, Verification
-from loomos.prism import make_suites, measure_detectors
+from loomos.prism import external, make_suites, measure_detectors
 from loomos.prism.answers import Question, Said, generate_shard, has_answers
 from loomos.prism.detectors import Card, card_of, detector_names, find_detector
 from loomos.prism.judging import Evidence, details, judge_plan
@@ -416,3 +416,42 @@ def test_suites_by_path_are_taken_as_they_are(store: LocalStore, tmp_path: Path)
         make_plan(
             store, register(store), Verification(suites=[SuiteChoice(suite="/no/such.jsonl")])
         )
+
+
+# --- suites of others ---------------------------------------------------------------------------
+
+
+def test_reports_of_garak_and_lm_eval_are_read(tmp_path: Path) -> None:
+    attempt = {"entry_type": "attempt", "probe_classname": "dan.Dan", "status": 2}
+    entries: list[dict[str, object]] = [
+        {"entry_type": "start_run setup"},
+        {**attempt, "seq": 0, "status": 1, "detector_results": {}},
+        {**attempt, "seq": 0, "detector_results": {"a": [1.0], "b": [0.0]}},
+        {**attempt, "seq": 1, "detector_results": {"a": [0.0]}},
+        {**attempt, "seq": 2, "detector_results": {"a": [None]}},
+    ]
+    report = tmp_path / "g" / "garak.report.jsonl"
+    report.parent.mkdir()
+    report.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert [unit.failed for unit in external.read_garak(report.parent)] == [True, False, None]
+    samples = [{"doc_id": i, "metrics": ["acc"], "acc": i % 2} for i in range(4)]
+    file = tmp_path / "l" / "m" / "samples_task_2026.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    units = external.read_lm_eval(tmp_path / "l")
+    assert [unit.failed for unit in units] == [True, False, True, False]
+    with pytest.raises(InvalidInput, match="left no report"):
+        external.read_garak(tmp_path)
+
+
+def test_a_suite_of_others_may_fail_a_version_and_not_pass_it() -> None:
+    suite = external.External(runner="garak", task="dan.Dan")
+    assert external.judge_units(suite, units(40, 100)).verdict == "FAIL"
+    assert external.judge_units(suite, units(0, 100)).verdict == "INCONCLUSIVE"
+
+
+def test_a_tool_that_is_not_there_is_named(tmp_path: Path) -> None:
+    where = external.Where(base_url="http://127.0.0.1:9/v1", model="m", api_key="k")
+    suite = external.External(runner="garak", task="dan.Dan")
+    with pytest.raises(Unavailable, match=r"garak dan\.Dan: .*No module named"):
+        external.run_external(suite, where, tmp_path)

@@ -52,6 +52,7 @@ def _log(evidence: Evidence, suite: str, test: TestResult, rows: list[tuple[Answ
         EvalResults,
         EvalScore,
         EvalSpec,
+        EvalStats,
     )
 
     planned = evidence.plan.suite(suite)
@@ -92,6 +93,7 @@ def _log(evidence: Evidence, suite: str, test: TestResult, rows: list[tuple[Answ
             },
         ),
         plan=EvalPlan(name="prism"),
+        stats=EvalStats(started_at=moment, completed_at=moment),
         results=EvalResults(
             total_samples=len(rows),
             completed_samples=len(rows),
@@ -134,5 +136,6 @@ def _sample(evidence: Evidence, detector: str, answer: Answer, unit: Unit) -> An
         output=output,
         scores={detector: Score(value=value, answer=answer.answer)},
         metadata={"cluster": answer.cluster, "latency_s": answer.latency_s},
+        total_time=answer.latency_s,
         uuid=f"{evidence.plan_sha256[:12]}-{unit.id}",
     )
