@@ -168,6 +168,23 @@ def infer(
     show(answer, output, lambda: print(answer.output["text"]))
 
 
+@app.command()
+def mirror(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    to: Annotated[str, typer.Option(help="MLflow's tracking URI.")],
+) -> None:
+    """Let an MLflow registry show a model's versions and aliases."""
+    from loomos.registry.mlflow_mirror import mirror as mirror_to
+    from loomos.settings import load_settings
+
+    async def work(client: LoomOSClient) -> list[ModelDetail]:
+        newest = await client.models.get(name)
+        return [await client.models.get(f"{name}@{version}") for version in newest.versions]
+
+    done = mirror_to(call(work), load_settings().storage.url, to)
+    print(f"{done.created} versions created, {done.aliases} aliases changed")
+
+
 def _print(model: ModelDetail, output: Output) -> None:
     from loomos.quantities import format_bytes
 
