@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from loomos.errors import NotFound
 from loomos.jobs.verification import Shard
-from loomos.prism.plan import Plan, read_suite
+from loomos.prism.plan import read_suite
+from loomos.prism.planned import Plan
 from loomos.prism.suites import Prompt
 from loomos.storage import Store
 

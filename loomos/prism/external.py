@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from loomos.errors import InvalidInput, Unavailable
-from loomos.prism.plan import Plan, PlannedSuite
+from loomos.prism.planned import Plan, PlannedSuite
 from loomos.prism.suites import SuiteHeader
 from loomos.prism.verdicts import Observed, TestResult, Unit, judge
 

@@ -19,7 +19,8 @@ from loomos.jobs.verification import Shard, SuiteSummary, Verdict, VerificationR
 from loomos.prism.answers import Answer, contexts, read_answers, shard_answers_key
 from loomos.prism.detectors import Card, card_of, find_all, find_detector
 from loomos.prism.evidence import RecordedVerdict, record_verdict
-from loomos.prism.plan import Plan, PlannedSuite, read_suite
+from loomos.prism.plan import read_suite
+from loomos.prism.planned import Plan, PlannedSuite
 from loomos.prism.suites import Prompt
 from loomos.prism.verdicts import Observed, TestResult, Unit, judge
 from loomos.storage import Store

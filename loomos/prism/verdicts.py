@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from loomos.jobs.verification import Verdict
 from loomos.prism.detectors import Card
-from loomos.prism.plan import Plan, PlannedSuite
+from loomos.prism.planned import Plan, PlannedSuite
 from loomos.prism.statistics import (
     Interval,
     clopper_pearson,

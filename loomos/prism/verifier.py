@@ -20,7 +20,8 @@ from loomos.jobs.verification import Verdict
 from loomos.manifest import SuiteChoice, Verification
 from loomos.prism.answers import Generator, generate_shard, has_answers
 from loomos.prism.judging import LOCAL_PREFIX, Evidence, details, judge_plan
-from loomos.prism.plan import Plan, make_plan, store_plan
+from loomos.prism.plan import make_plan, store_plan
+from loomos.prism.planned import Plan
 from loomos.prism.reports.compliance import STANDARDS, ClauseFinding, map_evidence
 from loomos.prism.verdicts import TestResult
 from loomos.registry import Registry

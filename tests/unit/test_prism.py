@@ -19,7 +19,8 @@ from loomos.prism import external, make_suites, measure_detectors
 from loomos.prism.answers import Question, Said, generate_shard, has_answers
 from loomos.prism.detectors import Card, card_of, detector_names, find_detector
 from loomos.prism.judging import Evidence, details, judge_plan
-from loomos.prism.plan import Plan, PlannedSuite, make_plan, plan_key, read_plan, store_plan
+from loomos.prism.plan import make_plan, plan_key, read_plan, store_plan
+from loomos.prism.planned import Plan, PlannedSuite
 from loomos.prism.reports.compliance import STANDARDS, map_evidence
 from loomos.prism.reports.documents import render_html, render_pdf
 from loomos.prism.reports.eval_log import write_eval_logs
