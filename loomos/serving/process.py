@@ -66,6 +66,8 @@ class ServingProcess:
         self._records = RecordWriters(store, f"{chosen.id}-{self._incarnation}")
         self.service = Service(RouteTable(store), host, self._records, chosen.id)
         key = settings.auth.signing_key_file
+        if key is None:
+            log.warning("no auth.signing_key_file: everyone who reaches this server may ask it")
         self.app = create_app(self.service, read_key(key) if key else None)
         self._changed = asyncio.Event()
 
