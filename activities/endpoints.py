@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import time
 from datetime import UTC, datetime
 
 from temporalio import activity
@@ -15,13 +13,11 @@ from loomos.errors import Conflict, NotFound
 from loomos.jobs.messages import Empty, ModelVersion
 from loomos.jobs.serving import (
     CloseEndpoint,
-    EndpointSpec,
     ModelChange,
     OpenEndpoint,
     Placement,
     PlaceReplicas,
     Route,
-    ServerStatus,
     Target,
     WatchEndpoint,
 )
@@ -31,7 +27,8 @@ from loomos.provenance import attestation
 from loomos.provenance.dsse import read_key
 from loomos.registry import Registry, VersionManifest
 from loomos.registry.references import ModelRef
-from loomos.serving.servers import is_alive, read_servers
+from loomos.serving.scaling import Scale
+from loomos.serving.servers import read_servers
 from loomos.serving.table import change_route, create_route, read_route
 from loomos.settings import Settings
 from loomos.storage import Store, open_store
@@ -39,8 +36,6 @@ from loomos.storage.layout import ENDPOINTS_PREFIX, attestation_key
 
 LOOK_S = 1.0
 """How often an endpoint's servers are looked at."""
-SHRINK_AFTER_S = 60.0
-"""How long fewer replicas must be enough before one is taken away."""
 
 
 class EndpointActivities:
@@ -81,7 +76,7 @@ class EndpointActivities:
     async def watch_endpoint(self, watch: WatchEndpoint) -> Placement:
         """Look at the servers until the endpoint's models should be held by others than now."""
         store = self._store
-        scale = _Scale()
+        scale = Scale()
         while True:
             route, servers = await in_thread(
                 lambda say: (read_route(store, watch.name), read_servers(store))
@@ -239,40 +234,3 @@ def _routes(store: Store) -> list[Route]:
 
 def _versions(route: Route) -> set[str]:
     return {target.version for target in (route.stable, route.canary) if target is not None}
-
-
-class _Scale:
-    """Decides who holds an endpoint's models, from the servers' words."""
-
-    def __init__(self) -> None:
-        self._enough_since: float | None = None
-
-    def decide(self, route: Route, servers: list[ServerStatus]) -> Placement | None:
-        """Other replicas than now, if there should be; they change as little as possible."""
-        alive = {server.server_id: server for server in servers if is_alive(server)}
-        keeping = [name for name in route.replicas if name in alive]
-        wanted = self._wanted(route.spec, len(keeping), [alive[name] for name in keeping], route)
-        spare = sorted(alive.keys() - set(keeping), key=lambda name: len(alive[name].loaded))
-        chosen = (keeping + spare)[:wanted]
-        lost = [name for name in route.replicas if name not in alive]
-        # Better one that may come back than none.
-        chosen += lost[: max(0, min(wanted, len(route.replicas)) - len(chosen))]
-        if sorted(chosen) == sorted(route.replicas):
-            return None
-        reason = f"{len(chosen)} of {len(alive)} servers hold it"
-        if lost:
-            reason += f"; {', '.join(lost)} lost"
-        return Placement(replicas=chosen, reason=reason)
-
-    def _wanted(
-        self, spec: EndpointSpec, have: int, holders: list[ServerStatus], route: Route
-    ) -> int:
-        waiting = sum(server.waiting.get(route.endpoint, 0) for server in holders)
-        needed = math.ceil(waiting / spec.replicas.queue_per_replica)
-        needed = max(spec.replicas.min, min(spec.replicas.max, needed))
-        if needed >= have:
-            self._enough_since = None
-            return needed
-        self._enough_since = self._enough_since or time.monotonic()
-        is_long_enough = time.monotonic() - self._enough_since >= SHRINK_AFTER_S
-        return needed if is_long_enough or have > spec.replicas.max else have

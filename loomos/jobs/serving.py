@@ -22,7 +22,7 @@ class Replicas(Document):
     max: Annotated[int, Field(ge=1, le=1000)] = 1
     """Most."""
     queue_per_replica: Annotated[float, Field(gt=0)] = 8.0
-    """Waiting requests for each replica above which one more is added."""
+    """Requests, running and waiting, for each replica above which one more is added."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Replicas:
@@ -131,7 +131,7 @@ class ServerStatus(Message):
     generations: dict[str, int] = {}
     """Route row that it obeys, by endpoint."""
     waiting: dict[str, int] = {}
-    """Requests that wait, by endpoint."""
+    """Requests that run or wait, by endpoint."""
 
 
 class EndpointInput(Message):
