@@ -1,4 +1,4 @@
-"""Which servers hold an endpoint's models: as many as the queue asks for, changed little."""
+"""Which servers hold an endpoint's models: as many as the queue asks for, changed little.
 
 Pure but for the clock, so that a minute need not pass in tests.
 """
