@@ -130,6 +130,8 @@ class TrainActivities:
         async with _running(_heartbeats(None)):
             process = await self._host.run(kind, folder / "request.json", folder)
             code = await _supervise(process, 0, None)
+        if activity.is_cancelled():  # its process is gone now; that it failed is no news
+            raise asyncio.CancelledError
         if not request.result.exists():
             raise AttemptFailed(f"the {kind} process died (exit {code})")
         result: dict[str, Any] = json.loads(request.result.read_text())

@@ -158,9 +158,14 @@ class EndpointDetail(Answer):
     @property
     def is_ready(self) -> bool:
         """Whether a server can answer with the stable version."""
-        if self.route.stable.remote is not None:
-            return bool(self.servers)
-        return any(self.route.stable.version in server.loaded for server in self.servers)
+        return any(self._is_served_by(server) for server in self.servers)
+
+    def _is_served_by(self, server: ServerStatus) -> bool:
+        known = server.generations.get(self.name, 0)
+        # While a canary is on trial its lease writes a row every few seconds.
+        is_current = known >= self.route.generation or (known > 0 and self.route.canary is not None)
+        stable = self.route.stable
+        return is_current and (stable.remote is not None or stable.version in server.loaded)
 
 
 class EndpointList(Answer):

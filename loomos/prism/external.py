@@ -68,7 +68,9 @@ def run_external(suite: External, where: Where, folder: Path) -> TestResult:
         Unavailable: the tool is not installed, or failed.
         InvalidInput: its report cannot be read.
     """
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    task = Path(suite.task)
     command, read = _TOOLS[suite.runner]
     environment = {
         **os.environ,
@@ -78,7 +80,12 @@ def run_external(suite: External, where: Where, folder: Path) -> TestResult:
         "OPENAICOMPATIBLE_API_KEY": where.api_key,
     }
     done = subprocess.run(
-        command(suite, where, folder), env=environment, capture_output=True, text=True, check=False
+        command(suite, where, folder),
+        env=environment,
+        cwd=task.parent if task.is_file() else None,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
@@ -121,7 +128,9 @@ def judge_units(suite: External, units: Sequence[Unit]) -> TestResult:
 
 
 def _inspect(suite: External, where: Where, folder: Path) -> list[str]:
-    command = [sys.executable, "-m", "inspect_ai", "eval", suite.task]
+    # inspect takes files below the folder that it runs in only.
+    task = Path(suite.task).name if Path(suite.task).is_file() else suite.task
+    command = [sys.executable, "-m", "inspect_ai", "eval", task]
     command += ["--model", f"openai-api/{PROVIDER}/{where.model}", "--log-dir", str(folder)]
     command += ["--display", "none", "--no-fail-on-error"]
     return command + (["--limit", str(suite.limit)] if suite.limit else [])

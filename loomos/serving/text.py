@@ -11,14 +11,19 @@ class TextStream:
     """Turns the tokens of one answer into text."""
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
-        self._tokenizer = tokenizer.backend_tokenizer
+        self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stop = stop
+        self._tokens: list[int] = []
+        self._seen = ""
         self._held = ""
 
     def add(self, token: int) -> tuple[str, bool]:
         """Take in a token; returns the text that is certain now, and whether a stop text came."""
-        self._held += self._stream.step(self._tokenizer, token) or ""
+        self._tokens.append(token)
+        more = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        self._seen += more
+        self._held += more
         if not self._stop:
             text, self._held = self._held, ""
             return text, False
@@ -32,8 +37,10 @@ class TextStream:
         return text, False
 
     def finish(self) -> str:
-        """The text that was held back."""
-        text, self._held = self._held, ""
+        """The text that was held back, half a character at the end included."""
+        whole: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        rest = whole[len(self._seen) :] if whole.startswith(self._seen) else ""
+        text, self._held = self._held + rest, ""
         return text
 
 

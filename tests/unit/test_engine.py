@@ -143,6 +143,18 @@ def test_what_may_begin_a_stop_text_is_held_back_until_it_is_sure() -> None:
     assert stream.finish() == ""
 
 
+def test_streamed_and_whole_answers_say_the_same_to_the_last_byte(engine: Engine) -> None:
+    """Random bytes, which often end within a character."""
+    for seed in range(12):
+        options = {"temperature": 1.0, "seed": seed, "max_tokens": 9}
+        whole, streamed = Asked("hello", **options), Asked("hello", **options)
+        streamed.row.is_streamed = True
+        ask(engine, [whole, streamed])
+        assert whole.row.generated == streamed.row.generated
+        assert streamed.text == whole.text
+        assert len(whole.pieces) == 1
+
+
 def test_a_cancelled_row_leaves_and_the_others_go_on(engine: Engine) -> None:
     long, short = Asked("hello", max_tokens=150), Asked("x", max_tokens=60)
     engine.submit(long.row)
