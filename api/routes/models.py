@@ -28,7 +28,7 @@ from loomos.client.delivery_models import (
     Notes,
     Verdict,
 )
-from loomos.errors import Conflict, InvalidInput, NotFound
+from loomos.errors import InvalidInput, NotFound
 from loomos.jobs.serving import FileFacts, ModelChange
 from loomos.prism.evidence import newest_verdict
 from loomos.registry import Registry, check_files, parse_reference
@@ -162,19 +162,14 @@ async def edit_model(
 
 
 def _write_notes(store: Store, detail: ModelDetail, edit: ModelEdit) -> None:
-    register = Registry(store).notes(detail.name, detail.version)
-    while True:
-        newest = register.read()
-        notes = Notes.model_validate_json(newest.data) if newest else Notes()
-        changed = Notes(
+    def changed(present: Notes | None) -> Notes:
+        notes = present or Notes()
+        return Notes(
             description=notes.description if edit.description is None else edit.description,
             tags=notes.tags if edit.tags is None else edit.tags,
         )
-        try:
-            register.write((newest.number if newest else 0) + 1, changed.model_dump_json().encode())
-        except Conflict:
-            continue
-        return
+
+    Registry(store).notes(detail.name, detail.version).change(Notes, changed)
 
 
 @router.delete("/models/{model_id}", status_code=204, responses=problem_responses(404, 409))

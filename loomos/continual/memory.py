@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from loomos.errors import Conflict
 from loomos.jobs.continual import Budget, ContinualState, UpdateRecord
 from loomos.storage import Store
 from loomos.storage.layout import continual_state_prefix
@@ -25,19 +24,7 @@ def change_state(
 ) -> ContinualState:
     """Remember something else; if somebody was faster, `change` is asked again."""
     register = Register(store, continual_state_prefix(name))
-    while True:
-        newest = register.read()
-        state = (
-            ContinualState() if newest is None else ContinualState.model_validate_json(newest.data)
-        )
-        wanted = change(state)
-        if wanted == state:
-            return state
-        try:
-            register.write((newest.number if newest else 0) + 1, wanted.model_dump_json().encode())
-        except Conflict:
-            continue
-        return wanted
+    return register.change(ContinualState, lambda state: change(state or ContinualState()))
 
 
 def concluded(state: ContinualState, record: UpdateRecord, *, learnt: bool) -> ContinualState:

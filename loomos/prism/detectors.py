@@ -7,6 +7,7 @@ without a card may fail a suite; it cannot pass one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -14,10 +15,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from loomos.errors import InvalidInput, Unavailable
 from loomos.prism.looping import is_looping
+from loomos.storage import file_sha256
+
+SCORING = 1
+"""Grows when a rule is changed, so that the same answers are scored anew."""
 
 Context = Mapping[str, Any]
 """What the prompt's author knows of a right answer, such as `expected` or `token`."""
@@ -166,8 +172,16 @@ class Classifier:
         assert found is not None
         return found
 
+    def content(self) -> bytes:
+        """Digests of its files; raises `InvalidInput` if the folder is no model."""
+        folder = Path(self._folder)
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights or not (folder / "config.json").is_file():
+            raise InvalidInput(f"detector: {folder} has no config.json and .safetensors")
+        return "".join(map(file_sha256, [folder / "config.json", *weights])).encode()
+
     def finds_many(self, items: Sequence[tuple[str, Context]]) -> list[bool | None]:
-        """One process for all; raises `Unavailable` if it fails."""
+        """One process for all; raises `InvalidInput` if it fails."""
         done = subprocess.run(
             [sys.executable, "-m", "loomos.prism.classify", self._folder],
             input=json.dumps([answer for answer, _ in items]),
@@ -177,7 +191,7 @@ class Classifier:
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise Unavailable(f"classifier {self._folder}: {last}")
+            raise InvalidInput(f"classifier {self._folder}: {last}")
         found: list[bool | None] = json.loads(done.stdout)
         return found
 
@@ -191,7 +205,7 @@ class Judge:
     )
 
     def __init__(self, base_url: str, model: str, question: str, api_key: str = "") -> None:
-        self.name = f"judge:{model}"
+        self.name = f"judge:{base_url}|{model}|{question}"
         self._url = base_url.rstrip("/") + "/chat/completions"
         self._model, self._question, self._api_key = model, question, api_key
 
@@ -255,6 +269,22 @@ def find_detector(name: str) -> Detector:
             "judge:BASE_URL|MODEL|QUESTION"
         )
     return found
+
+
+def fingerprint(name: str) -> str:
+    """Digest of all that a detector's answers depend on: scores are filed by it, plans name it.
+
+    Raises:
+        InvalidInput: there is none of this name, or its folder is no model.
+    """
+    detector = find_detector(name)
+    digest = hashlib.sha256(f"{SCORING}/{name}".encode())
+    if isinstance(detector, Classifier):
+        digest.update(detector.content())
+    elif name in _built_in():
+        for entry in sorted((files("loomos.prism") / "data" / "lexicons").iterdir(), key=str):
+            digest.update(entry.read_bytes())
+    return digest.hexdigest()
 
 
 def card_of(name: str) -> Card | None:

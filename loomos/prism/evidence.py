@@ -46,18 +46,10 @@ def newest_verdict(store: Store, version: str) -> RecordedVerdict | None:
 
 def record_verdict(store: Store, verdict: RecordedVerdict) -> None:
     """Make this the newest verdict; the same run recorded twice is there once."""
-    from loomos.errors import Conflict
-
     name, _, digest = verdict.version.partition("@")
-    register = Register(store, verdicts_prefix(name, digest))
-    while True:
-        newest = register.read()
-        if newest is not None:
-            known = RecordedVerdict.model_validate_json(newest.data)
-            if known.verification_id == verdict.verification_id:
-                return
-        try:
-            register.write((newest.number if newest else 0) + 1, verdict.model_dump_json().encode())
-        except Conflict:
-            continue
-        return
+
+    def newest(known: RecordedVerdict | None) -> RecordedVerdict:
+        same = known is not None and known.verification_id == verdict.verification_id
+        return known if same and known is not None else verdict
+
+    Register(store, verdicts_prefix(name, digest)).change(RecordedVerdict, newest)

@@ -28,8 +28,6 @@ from loomos.storage.layout import verification_prefix
 
 LOCAL_PREFIX = "local-"
 """Begins the id of a run that was made outside a cluster."""
-SCORING = 1
-"""Grows when the same answers would be scored differently by newer code."""
 
 
 class Evidence(BaseModel):
@@ -85,6 +83,7 @@ def judge_plan(
 
     Raises:
         NotFound: a shard was not generated.
+        Unavailable: a judge does not answer now; nothing is filed.
     """
     from importlib.metadata import version
 
@@ -139,9 +138,10 @@ def _observe(store: Store, plan: Plan, suite: PlannedSuite) -> Observed:
             planted_found=sum(1 for item in found if item),
             planted=len(planted),
         )
-    except NotFound:
-        raise
     except LoomOSError as error:
+        # What may be there later is no finding: to file it would make the outage last for ever.
+        if error.retryable or isinstance(error, NotFound):
+            raise
         return Observed(suite=suite, card=card, units=[], error=str(error))
 
 
@@ -156,7 +156,9 @@ def score(
     for shard in shards:
         answers = read_answers(store, [shard])
         digest = hashlib.sha256(store.get(shard_answers_key(shard.key))).hexdigest()
-        key = hashlib.sha256(f"{SCORING}/{digest}/{detector.name}".encode()).hexdigest()
+        key = hashlib.sha256(
+            f"{digest}/{suite.sha256}/{suite.detector_sha256}".encode()
+        ).hexdigest()
         where = f"verifications/scores/{key}.json"
         try:
             decided: list[bool | None] = json.loads(store.get(where))

@@ -13,7 +13,7 @@ from typing import Any
 from loomos.errors import InvalidInput
 from loomos.jobs.verification import PlanRef, Shard
 from loomos.manifest import SuiteChoice, Verification
-from loomos.prism.detectors import card_of
+from loomos.prism.detectors import card_of, fingerprint
 from loomos.prism.planned import Plan, PlannedSuite
 from loomos.prism.suites import Suite, load_suite, parse_suite
 from loomos.registry import Registry
@@ -85,6 +85,7 @@ def _pin(store: Store, choice: SuiteChoice, spec: Verification) -> PlannedSuite:
         prompts=min(count, spec.max_prompts or count),
         generations=choice.generations,
         gates=choice.gates and suite.header.severity != "advisory",
+        detector_sha256=fingerprint(suite.header.detector),
         has_card=card_of(suite.header.detector) is not None,
         seconds_per_token=choice.seconds_per_token,
     )

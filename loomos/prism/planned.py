@@ -32,6 +32,8 @@ class PlannedSuite(_Part):
     """Answers to each."""
     gates: bool
     """Whether it decides anything."""
+    detector_sha256: str = ""
+    """Digest of what its detector's answers depend on."""
     has_card: bool
     """Whether its detector's errors are known."""
     seconds_per_token: float | None = None

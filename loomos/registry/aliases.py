@@ -77,9 +77,9 @@ class Aliases:
         """
         for alias in changes:
             check_alias(alias)
-        while True:
-            newest = self._register.read()
-            state = AliasState() if newest is None else AliasState.model_validate_json(newest.data)
+
+        def moved(present: AliasState | None) -> AliasState:
+            state = present or AliasState()
             if state.request == request:
                 return state
             for alias, version in (expected or {}).items():
@@ -93,19 +93,14 @@ class Aliases:
             was = state.aliases.get("stable")
             if was and wanted.get("stable") not in (None, was) and "previous" not in changes:
                 wanted["previous"] = was
-            moved = AliasState(
+            return AliasState(
                 aliases={alias: version for alias, version in wanted.items() if version},
                 moved_at=datetime.now(UTC),
                 moved_by=by,
                 request=request,
             )
-            try:
-                self._register.write(
-                    (newest.number if newest else 0) + 1, moved.model_dump_json().encode()
-                )
-            except Conflict:
-                continue
-            return moved
+
+        return self._register.change(AliasState, moved)
 
 
 def check_alias(alias: str) -> None:

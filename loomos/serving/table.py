@@ -27,7 +27,7 @@ def read_route(store: Store, endpoint: str) -> Route:
     """
     newest = Register(store, routes_prefix(endpoint)).read()
     if newest is None:
-        raise NotFound(f"no endpoint {endpoint!r}; `loomos endpoints list` shows them")
+        raise no_endpoint(endpoint)
     return Route.model_validate_json(newest.data)
 
 
@@ -64,26 +64,27 @@ def change_route(store: Store, endpoint: str, issued_by: str, change: Change) ->
         NotFound: there is no such endpoint.
         Conflict: `change` refuses.
     """
-    register = Register(store, routes_prefix(endpoint))
-    while True:
-        route = read_route(store, endpoint)
-        if route.is_closed:
-            raise NotFound(f"endpoint {endpoint!r} is deleted")
+
+    def next_row(route: Route | None) -> Route:
+        if route is None or route.is_closed:
+            raise no_endpoint(endpoint)
         wanted = change(route)
         if wanted == route:
             return route
-        wanted = wanted.model_copy(
+        return wanted.model_copy(
             update={
                 "generation": route.generation + 1,
                 "issued_at": datetime.now(UTC),
                 "issued_by": issued_by,
             }
         )
-        try:
-            register.write(wanted.generation, wanted.model_dump_json().encode())
-        except Conflict:
-            continue
-        return wanted
+
+    return Register(store, routes_prefix(endpoint)).change(Route, next_row)
+
+
+def no_endpoint(name: str) -> NotFound:
+    """What is raised where there is no such endpoint, or none any more."""
+    return NotFound(f"no endpoint {name!r}; `loomos endpoints list` shows them")
 
 
 class RouteTable:

@@ -6,12 +6,17 @@ next number, which only one writer can. The newest revision is the value, the ot
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel
 
 from loomos.errors import Conflict, NotFound
 from loomos.storage import Store
 
 KEPT_REVISIONS = 100
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Revision(NamedTuple):
@@ -59,14 +64,40 @@ class Register:
         """One revision; raises `NotFound`."""
         return self._store.get(self.key(number))
 
+    def change(self, model: type[ModelT], change: Callable[[ModelT | None], ModelT]) -> ModelT:
+        """Make the next value of the present one; if somebody else was faster, make it again.
+
+        Args:
+            model: what the revisions hold.
+            change: gets the present value, None if there is none. It may refuse by raising; if
+                it gives back what it got, nothing is written.
+
+        Returns:
+            The value as it is now.
+        """
+        while True:
+            newest = self.read()
+            value = None if newest is None else model.model_validate_json(newest.data)
+            wanted = change(value)
+            if wanted == value:
+                return wanted
+            number = (newest.number if newest else 0) + 1
+            if self._create(number, wanted.model_dump_json().encode()):
+                return wanted
+
     def write(self, number: int, data: bytes) -> None:
         """Create revision `number`, the one after what the caller has read.
 
         Raises:
             Conflict: somebody else has created it; read again.
         """
-        if not self._store.put_if_absent(self.key(number), data):
+        if not self._create(number, data):
             raise Conflict(f"{self._prefix} has changed to revision {number} meanwhile")
-        old = [n for n in range(max(1, number - 2 * KEPT_REVISIONS), number - KEPT_REVISIONS + 1)]
+
+    def _create(self, number: int, data: bytes) -> bool:
+        if not self._store.put_if_absent(self.key(number), data):
+            return False
         if number % KEPT_REVISIONS == 0:
+            old = range(max(1, number - 2 * KEPT_REVISIONS), number - KEPT_REVISIONS + 1)
             self._store.delete([self.key(n) for n in old])
+        return True

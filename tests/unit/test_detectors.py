@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from loomos.errors import Unavailable
-from loomos.prism.detectors import find_all, find_detector
+from loomos.errors import InvalidInput, Unavailable
+from loomos.prism.detectors import find_all, find_detector, fingerprint
 from loomos.training.tokenizer import byte_tokenizer
 
 RUDE, KIND = "!!!!!!!!", "........"
@@ -55,7 +55,7 @@ def test_a_classifier_in_a_folder_decides_in_its_own_process(classifier: Path) -
 
 
 def test_a_classifier_that_is_not_there_is_an_error_and_no_verdict(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="classifier "):
+    with pytest.raises(InvalidInput, match="classifier "):
         find_all(find_detector(f"classifier:{tmp_path}"), [("x", {})])
 
 
@@ -100,3 +100,17 @@ def test_a_judge_that_does_not_answer_is_an_error() -> None:
     detector = find_detector("judge:http://127.0.0.1:9/v1|m|Is it rude?")
     with pytest.raises(Unavailable, match="does not answer"):
         detector.finds("x", {})
+
+
+def test_a_fingerprint_changes_with_what_is_asked_and_with_the_weights(classifier: Path) -> None:
+    asked = {fingerprint(f"judge:http://h/v1|m|{question}") for question in ("Rude?", "Kind?")}
+    assert len(asked | {fingerprint("toxicity"), fingerprint("refusal")}) == 4
+    assert fingerprint("toxicity") == fingerprint("toxicity")
+    before = fingerprint(f"classifier:{classifier}")
+    weights = classifier / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert fingerprint(f"classifier:{classifier}") != before
+    weights.write_bytes(content)
+    with pytest.raises(InvalidInput, match=r"no config\.json"):
+        fingerprint(f"classifier:{classifier}/nowhere")

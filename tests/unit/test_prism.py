@@ -419,6 +419,31 @@ def test_suites_by_path_are_taken_as_they_are(store: LocalStore, tmp_path: Path)
         )
 
 
+def test_an_outage_of_a_judge_is_no_verdict_and_is_not_filed(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "judged.jsonl"
+    lines = [{"suite": "judged", "detector": "judge:http://127.0.0.1:9/v1|m|Rude?"}]
+    lines += [{"id": f"{i}", "prompt": f"Question {i}?"} for i in range(3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="does not answer"):
+            evidence_of(store, Parrot("It is."), suites=[{"suite": str(path)}])
+    assert not [o.key for o in store.objects("verifications/") if o.key.endswith("evidence.json")]
+
+
+def test_a_changed_detector_judges_the_same_answers_anew(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parrot = Parrot("It is a lamp.")
+    first = evidence_of(store, parrot)
+    asked = parrot.asked
+    monkeypatch.setattr("loomos.prism.detectors.SCORING", 2)
+    again = evidence_of(store, parrot)
+    assert parrot.asked == asked
+    assert again.plan_sha256 != first.plan_sha256
+
+
 # --- suites of others ---------------------------------------------------------------------------
 
 
