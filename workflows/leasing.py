@@ -6,7 +6,9 @@ Held by a workflow that has the signals `lease_granted` and `lease_revoked`, whi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from temporalio import workflow
 
@@ -16,45 +18,73 @@ with workflow.unsafe.imports_passed_through():
     from loomos.manifest import Resources
 
 
+class Want(NamedTuple):
+    """What a workflow needs of the cluster now."""
+
+    resources: Resources
+    """What each node must have, and how many."""
+    submitted_at: datetime
+    """Its age in the queue, however often it comes back."""
+    priority: int
+    """1 is served first."""
+    batch_size: int = 0
+    """Gang sizes must divide it; 0 for no such rule."""
+    node_ids: Sequence[str] = ()
+    """If given, only these nodes will do."""
+
+
 class Leasing:
     """One lease at a time for one workflow.
 
     Args:
         holder: the workflow's id, by which the cluster knows it.
+        want: what is needed, asked for each time a request is sent.
     """
 
-    def __init__(self, holder: str) -> None:
-        self._holder = holder
+    def __init__(self, holder: str, want: Callable[[], Want]) -> None:
+        self._holder, self._want = holder, want
         self._ticket = 0
         self._waits = False
         self.lease: Lease | None = None
         self.revoked: LeaseRevoked | None = None
 
-    async def acquire(self, resources: Resources, submitted_at: datetime, priority: int) -> Lease:
-        """Wait for nodes, however long it takes."""
+    async def acquire(self, until: Callable[[], bool] = lambda: False) -> Lease | None:
+        """Wait for nodes, however long it takes; None if `until` holds before there are any."""
         self._ticket += 1
         self.lease, self.revoked = None, None
         self._waits = True
         try:
-            await self._cluster.signal(
-                "request_lease",
-                LeaseRequest(
-                    job_id=self._holder,
-                    run_id=workflow.info().run_id,
-                    ticket=self._ticket,
-                    submitted_at=submitted_at,
-                    resources=resources,
-                    priority=priority,
-                ),
-            )
-            await workflow.wait_condition(lambda: self.lease is not None)
+            await self._request()
+            await workflow.wait_condition(lambda: self.lease is not None or until())
         except asyncio.CancelledError:
             await self.release()
             raise
         finally:
             self._waits = False
-        assert self.lease is not None
+        if self.lease is None:
+            await self.release()
         return self.lease
+
+    async def ask_again(self) -> None:
+        """What is needed has changed: tell the cluster, if it has not answered yet."""
+        if self._waits:
+            await self._request()
+
+    async def _request(self) -> None:
+        want = self._want()
+        await self._cluster.signal(
+            "request_lease",
+            LeaseRequest(
+                job_id=self._holder,
+                run_id=workflow.info().run_id,
+                ticket=self._ticket,
+                submitted_at=want.submitted_at,
+                resources=want.resources,
+                batch_size=want.batch_size,
+                priority=want.priority,
+                node_ids=list(want.node_ids),
+            ),
+        )
 
     async def release(self) -> None:
         """Give back what is held, or take the request back."""

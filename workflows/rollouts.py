@@ -41,6 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.serving import WHOLE
     from loomos.manifest import Stage
     from workflows import calls, delivery_calls
+    from workflows.causes import root_cause
     from workflows.journal import STATE
 
 KEPT_EVENTS = 200
@@ -102,7 +103,7 @@ class CanaryRollout:
         except (Exception, asyncio.CancelledError) as error:
             is_cancelled = is_cancelled_exception(error)
             await self._roll_back(
-                _Ended("cancelled" if is_cancelled else f"failed: {_cause(error)}")
+                _Ended("cancelled" if is_cancelled else f"failed: {root_cause(error)}")
             )
             if is_cancelled:
                 await self._settle()
@@ -455,12 +456,6 @@ def _slim(verdict: StageVerdict) -> StageVerdict:
         update={"cursors": {}, "first_cursors": {}, "latencies_s": []}
     )
     return verdict.model_copy(update={"progress": progress})
-
-
-def _cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return getattr(error, "message", "") or str(error) or type(error).__name__
 
 
 def _conflict(message: str) -> ApplicationError:

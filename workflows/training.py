@@ -9,7 +9,6 @@ counters, so any worker can replay it at any time.
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
@@ -25,19 +24,17 @@ with workflow.unsafe.imports_passed_through():
         JobStatus,
         JobUpdate,
         Lease,
-        LeaseRequest,
         LeaseRevoked,
         MigrateRequest,
         ModelVersion,
         OpenAttempt,
         Progress,
         PublishRequest,
-        ReleaseRequest,
         TrainAssignment,
         TrainingRunInput,
         TrainOutcome,
     )
-    from loomos.jobs.names import CLUSTER_WORKFLOW_ID, label_list
+    from loomos.jobs.names import label_list
     from loomos.jobs.states import JobState
     from loomos.quantities import format_duration
     from workflows import calls
@@ -45,6 +42,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.facts import FactBook
     from workflows.gang import GangEnd, GangFailed, run_gang
     from workflows.journal import Journal
+    from workflows.leasing import Leasing, Want
 
 PRIORITY = SearchAttributeKey.for_int("LoomPriority")
 LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
@@ -71,10 +69,7 @@ class TrainingRun:
         self._paused = carried.paused
         self._ran_for = carried.ran_for
         self._labels = job.labels
-        self._ticket = 0
-        self._waits = False
-        self._lease: Lease | None = None
-        self._revoked: LeaseRevoked | None = None
+        self._leasing = Leasing(job.job_id, self._want)
         self._stop_wish = ""
         self._migrate_to: list[str] = []
         self._model: ModelVersion | None = None
@@ -146,43 +141,26 @@ class TrainingRun:
             return await self._publish(lease)
         finally:
             self._ran_for += workflow.now() - began
-            self._lease = None
-            await self._release(lease.epoch)
+            await self._leasing.release()
 
     async def _acquire(self) -> Lease | None:
         """Wait for a gang of nodes; None if paused meanwhile."""
-        self._ticket += 1
-        self._lease, self._revoked, self._stop_wish = None, None, ""
+        self._stop_wish = ""
         state = JobState.RECOVERING if self._failures else JobState.QUEUED
         self._journal.enter(state, "waits for nodes")
-        self._waits = True
-        try:
-            await self._request_nodes()
-            await workflow.wait_condition(lambda: self._lease is not None or self._paused)
-        except asyncio.CancelledError:
-            await self._release(self._lease.epoch if self._lease else 0)
-            raise
-        finally:
-            self._waits = False
+        lease = await self._leasing.acquire(until=lambda: self._paused)
         self._migrate_to = []
-        if self._lease is None:
-            await self._release(0)
-        return self._lease
+        return lease
 
-    async def _request_nodes(self) -> None:
+    def _want(self) -> Want:
+        """What the job needs of the cluster now."""
         tuning = self._job.spec.model.fine_tuning_config if self._job.spec.model else None
-        await self._cluster.signal(
-            "request_lease",
-            LeaseRequest(
-                job_id=self._job.job_id,
-                run_id=workflow.info().run_id,
-                ticket=self._ticket,
-                submitted_at=self._submitted_at,
-                resources=self._job.spec.resources,
-                batch_size=tuning.batch_size if tuning else 0,
-                priority=self._priority,
-                node_ids=self._migrate_to,
-            ),
+        return Want(
+            resources=self._job.spec.resources,
+            submitted_at=self._submitted_at,
+            priority=self._priority,
+            batch_size=tuning.batch_size if tuning else 0,
+            node_ids=self._migrate_to,
         )
 
     async def _attempt(self, lease: Lease) -> GangEnd | GangFailed:
@@ -233,7 +211,7 @@ class TrainingRun:
         """What the gang's supervisor asks after every event: a wish to stop, a lost lease."""
         if workflow.info().is_continue_as_new_suggested() and not self._stop_wish:
             self._stop_wish = "history"
-        return self._stop_wish, self._revoked
+        return self._stop_wish, self._leasing.revoked
 
     def _time_left(self) -> timedelta | None:
         longest = self._job.spec.runtime.max_duration
@@ -259,7 +237,7 @@ class TrainingRun:
             lease.nodes[0],
         )
         # Asked to pause or move now, a job would rather finish; only a lost node stops it.
-        end = await run_gang(lease, [handle], lambda: ("", self._revoked), None)
+        end = await run_gang(lease, [handle], lambda: ("", self._leasing.revoked), None)
         if isinstance(end, GangEnd) and end.version is not None:
             self._model = end.version
             workflow.upsert_search_attributes(
@@ -311,37 +289,23 @@ class TrainingRun:
         if step is not None and step > self._best_step:
             self._best_step, self._failures = step, 0
 
-    async def _release(self, epoch: int) -> None:
-        await self._cluster.signal(
-            "release_lease",
-            ReleaseRequest(job_id=self._job.job_id, run_id=workflow.info().run_id, epoch=epoch),
-        )
-
     def _rows(self) -> list[tuple[str, str]]:
         """Rows of the table in Temporal's UI that only the workflow knows."""
-        nodes = ", ".join(node.node_id for node in self._lease.nodes) if self._lease else "none"
+        lease = self._leasing.lease
+        nodes = ", ".join(node.node_id for node in lease.nodes) if lease else "none"
         return [("nodes", nodes), ("priority", str(self._priority))]
-
-    @property
-    def _cluster(self) -> workflow.ExternalWorkflowHandle[object]:
-        return workflow.get_external_workflow_handle(CLUSTER_WORKFLOW_ID)
 
     # --- messages ---
 
     @workflow.signal
     async def lease_granted(self, lease: Lease) -> None:
         """The cluster gives nodes."""
-        is_answer = lease.run_id == workflow.info().run_id and lease.ticket == self._ticket
-        if is_answer and self._waits:
-            self._lease, self._waits = lease, False
-            return
-        await self._release(lease.epoch)
+        await self._leasing.granted(lease)
 
     @workflow.signal
     def lease_revoked(self, message: LeaseRevoked) -> None:
         """The cluster takes nodes back."""
-        if self._lease is not None and self._lease.epoch == message.epoch:
-            self._revoked = message
+        self._leasing.take_back(message)
 
     @workflow.signal
     def progress(self, progress: Progress) -> None:
@@ -377,8 +341,7 @@ class TrainingRun:
         """Checkpoint, and go on with these nodes."""
         self._migrate_to = request.node_ids
         self._stop_wish = "migrate"
-        if self._waits:
-            await self._request_nodes()
+        await self._leasing.ask_again()
         return self.status()
 
     @workflow.update
@@ -390,8 +353,7 @@ class TrainingRun:
         if update.priority is not None:
             self._priority = update.priority
             workflow.upsert_search_attributes([PRIORITY.value_set(update.priority)])
-            if self._waits:
-                await self._request_nodes()
+            await self._leasing.ask_again()
         return self.status()
 
     @pause.validator
@@ -409,7 +371,7 @@ class TrainingRun:
     @restart.validator
     def _can_restart(self) -> None:
         self._refuse_when_final("restarted")
-        if self._lease is None:
+        if self._leasing.lease is None:
             raise ApplicationError(
                 "has no nodes now, so there is nothing to restart",
                 type="Conflict",

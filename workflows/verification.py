@@ -30,8 +30,9 @@ with workflow.unsafe.imports_passed_through():
     )
     from loomos.manifest import Resources
     from workflows import calls, delivery_calls
+    from workflows.causes import root_cause
     from workflows.journal import STATE
-    from workflows.leasing import Leasing
+    from workflows.leasing import Leasing, Want
 
 MOST_FAILURES = 5
 """Failures in a row without one shard done, after which the verification fails."""
@@ -51,7 +52,7 @@ class VerificationSuite:
         self._done = 0
         self._result: VerificationResult | None = None
         self._timeline: list[VerificationEvent] = []
-        self._leasing = Leasing(workflow.info().workflow_id)
+        self._leasing = Leasing(workflow.info().workflow_id, self._want)
 
     @workflow.run
     async def run(self, job: VerificationInput) -> VerificationResult:
@@ -64,7 +65,7 @@ class VerificationSuite:
             if is_cancelled_exception(error):
                 self._enter(VerificationState.CANCELLED, "cancelled")
             else:
-                self._enter(VerificationState.FAILED, _reason(error))
+                self._enter(VerificationState.FAILED, root_cause(error))
             raise
 
     # --- phases ---
@@ -96,9 +97,8 @@ class VerificationSuite:
         failures = 0
         while left:
             self._enter(VerificationState.QUEUED, "waits for nodes")
-            lease = await self._leasing.acquire(
-                Resources(nodes=1), workflow.info().start_time, PRIORITY
-            )
+            lease = await self._leasing.acquire()
+            assert lease is not None
             try:
                 self._enter(VerificationState.RUNNING, f"asks on {lease.nodes[0].node_id}")
                 before = len(left)
@@ -110,7 +110,8 @@ class VerificationSuite:
             failures = 1 if len(left) < before else failures + 1
             if failures >= MOST_FAILURES:
                 raise ApplicationError(
-                    f"{failures} attempts in a row finished no shard; the last: {_reason(failed)}",
+                    f"{failures} attempts in a row finished no shard; the last: "
+                    f"{root_cause(failed)}",
                     type="AttemptsExhausted",
                     non_retryable=True,
                 )
@@ -156,6 +157,9 @@ class VerificationSuite:
         return self._result
 
     # --- bookkeeping ---
+
+    def _want(self) -> Want:
+        return Want(Resources(nodes=1), workflow.info().start_time, PRIORITY)
 
     async def _record(
         self, event_type: str, data: dict[str, object], person: str | None = None
@@ -215,9 +219,3 @@ class VerificationSuite:
             result=self._result,
             timeline=self._timeline,
         )
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return getattr(error, "message", "") or str(error) or type(error).__name__

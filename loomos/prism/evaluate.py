@@ -9,15 +9,12 @@ from pathlib import Path
 from loomos.errors import LoomOSError
 from loomos.jobs.verification import Shard
 from loomos.prism.answers import generate_shard
-from loomos.prism.generate import EngineGenerator
+from loomos.prism.generate import OFFLINE_BATCH, EngineGenerator
 from loomos.prism.plan import read_plan
 from loomos.provenance.dsse import parse_public
 from loomos.serving.hosting import ModelHost
 from loomos.storage import open_store
 from loomos.training.requests import EvaluateRequest
-
-OFFLINE_BATCH = 64
-"""Rows of a batch where nobody waits for a single answer."""
 
 
 def run_evaluate(request_file: Path) -> int:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from loomos.serving.engine import Engine
 
 LONGEST_ANSWER_S = 600.0
+OFFLINE_BATCH = 64
+"""Rows of a batch where nobody waits for a single answer."""
 
 
 class EngineGenerator:

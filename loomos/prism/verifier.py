@@ -32,9 +32,6 @@ from loomos.storage.layout import blob_key
 BUILT_IN_DATASET = "safety_benchmark_v1"
 """The built-in suites, by the name that examples use."""
 
-OFFLINE_BATCH = 64
-"""Rows of a batch where nobody waits for a single answer."""
-
 Progress = Callable[[int, int], None]
 """Called with the shards that are done and all shards."""
 
@@ -141,7 +138,7 @@ class Prism:
         )
 
     def _verify(self, folder: Path, spec: Verification, progress: Progress) -> VerificationResults:
-        from loomos.prism.generate import EngineGenerator
+        from loomos.prism.generate import OFFLINE_BATCH, EngineGenerator
         from loomos.serving.engine import Engine
         from loomos.serving.hosting import load_model
 
