@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loomos.jobs.messages import CheckpointRef, Progress, TrainAssignment, TrainOutcome
+from loomos.jobs.training import CheckpointRef, Progress, TrainAssignment, TrainOutcome
 from loomos.storage import Store
 from loomos.storage.chunks import ChunkWriter
 from loomos.storage.layout import events_prefix, logs_prefix, metrics_prefix

@@ -23,7 +23,7 @@ from loomos.jobs.continual import (
     PendingMarks,
     UpdateRecord,
 )
-from loomos.jobs.messages import Empty
+from loomos.jobs.message import Empty
 from loomos.loomdb import LoomDB, NewEvent, Service
 from loomos.registry import Registry, parse_reference
 from loomos.serving.outcomes import read_new

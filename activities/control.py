@@ -7,12 +7,8 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.failures import in_thread
-from loomos.jobs.messages import (
-    AttemptPlan,
-    LeaseAudit,
-    OpenAttempt,
-    ResolvedInputs,
-)
+from loomos.jobs.cluster import LeaseAudit
+from loomos.jobs.training import AttemptPlan, OpenAttempt, ResolvedInputs
 from loomos.manifest import TrainingSpec
 from loomos.settings import Settings
 from loomos.storage import open_store

@@ -10,7 +10,7 @@ from temporalio import activity
 
 from activities.failures import in_thread
 from loomos.errors import Conflict, NotFound
-from loomos.jobs.messages import Empty, ModelVersion
+from loomos.jobs.message import Empty
 from loomos.jobs.serving import (
     CloseEndpoint,
     ModelChange,
@@ -21,6 +21,7 @@ from loomos.jobs.serving import (
     Target,
     WatchEndpoint,
 )
+from loomos.jobs.training import ModelVersion
 from loomos.loomdb import AuditContext, LoomDB, NewEvent
 from loomos.prism.detectors import find_detector
 from loomos.provenance import attestation

@@ -15,7 +15,7 @@ from temporalio import activity
 from activities.failures import in_thread
 from loomos.errors import InvalidInput
 from loomos.jobs.facts import AttestModel, Fact, RecordCheckpoints, RecordFacts
-from loomos.jobs.messages import Empty
+from loomos.jobs.message import Empty
 from loomos.loomdb import AuditContext, Event, LoomDB, NewEvent, Service
 from loomos.provenance import attestation
 from loomos.provenance.dsse import read_key

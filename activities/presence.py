@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 from temporalio import activity
 
-from loomos.jobs.messages import Empty, NodeInfo
+from loomos.jobs.cluster import NodeInfo
+from loomos.jobs.message import Empty
 
 INTERVAL_S = 2.0
 

@@ -23,12 +23,7 @@ from activities.attempt_reports import AttemptReports
 from activities.failures import application_error
 from activities.rank_host import HostedProcess, RankHost
 from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS, AttemptFailed, InvalidInput
-from loomos.jobs.messages import (
-    ModelVersion,
-    PublishRequest,
-    TrainAssignment,
-    TrainOutcome,
-)
+from loomos.jobs.training import ModelVersion, PublishRequest, TrainAssignment, TrainOutcome
 from loomos.jobs.verification import ShardDone, ShardRequest
 from loomos.settings import Settings
 from loomos.storage import open_store

@@ -15,8 +15,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from loomos.jobs.messages import NodeInfo, TrainAssignment
+from loomos.jobs.cluster import NodeInfo
 from loomos.jobs.states import JobState
+from loomos.jobs.training import TrainAssignment
 from loomos.manifest import TrainingSpec
 from loomos.settings import StorageSettings
 from loomos.storage import open_store

@@ -14,10 +14,10 @@ from typing import Any
 
 from activities.attempt_reports import AttemptReports
 from activities.rank_host import HostedProcess, RankHost
-from loomos.jobs.messages import (
+from loomos.jobs.cluster import NodeInfo
+from loomos.jobs.training import (
     AttemptPlan,
     CheckpointRef,
-    NodeInfo,
     ResolvedInputs,
     TrainAssignment,
     TrainOutcome,

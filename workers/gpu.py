@@ -29,7 +29,7 @@ from activities.presence import PresenceActivities
 from activities.rank_host import RankHost
 from activities.train import TrainActivities
 from loomos.client.temporal import connect
-from loomos.jobs.messages import ClusterState, NodeInfo
+from loomos.jobs.cluster import ClusterState, NodeInfo
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE
 from loomos.lifeline import die_with_parent
 from loomos.provenance.environment import code_sha256, describe_environment

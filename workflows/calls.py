@@ -14,13 +14,12 @@ from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
     from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS
+    from loomos.jobs.cluster import LeaseAudit, NodeInfo
     from loomos.jobs.facts import AttestModel, RecordCheckpoints, RecordFacts
-    from loomos.jobs.messages import (
+    from loomos.jobs.message import Empty
+    from loomos.jobs.training import (
         AttemptPlan,
-        Empty,
-        LeaseAudit,
         ModelVersion,
-        NodeInfo,
         OpenAttempt,
         PublishRequest,
         ResolvedInputs,

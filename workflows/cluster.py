@@ -16,7 +16,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from loomos.errors import LoomOSError
-    from loomos.jobs.messages import (
+    from loomos.jobs.cluster import (
         ClusterState,
         ClusterStatus,
         Lease,

@@ -19,9 +19,9 @@ with workflow.unsafe.imports_passed_through():
         Conclude,
         ContinualInput,
     )
-    from loomos.jobs.messages import JobResult, TrainingRunInput
     from loomos.jobs.names import JOB_KIND
     from loomos.jobs.rollouts import RolloutState
+    from loomos.jobs.training import JobResult, TrainingRunInput
     from loomos.manifest import Data, Model, RolloutPlan, TrainingSpec
     from workflows import delivery_calls
     from workflows.delivery import attributes

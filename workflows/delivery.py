@@ -9,7 +9,6 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from temporalio.exceptions import ChildWorkflowError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
-    from loomos.jobs.messages import ModelVersion, TrainingRunInput
     from loomos.jobs.names import (
         ROLLOUT_KIND,
         VERIFICATION_KIND,
@@ -18,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from loomos.jobs.rollouts import RolloutInput, RolloutSpec, RolloutStatus
     from loomos.jobs.states import JobState
+    from loomos.jobs.training import ModelVersion, TrainingRunInput
     from loomos.jobs.verification import VerificationInput, VerificationResult
     from workflows.journal import Journal
 

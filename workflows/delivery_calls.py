@@ -9,8 +9,9 @@ from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.cluster import NodeInfo
     from loomos.jobs.continual import Collected, CollectRequest, Conclude
-    from loomos.jobs.messages import Empty, ModelVersion, NodeInfo
+    from loomos.jobs.message import Empty
     from loomos.jobs.rollouts import (
         CanaryClosed,
         CanaryOpened,
@@ -29,6 +30,7 @@ with workflow.unsafe.imports_passed_through():
         Route,
         WatchEndpoint,
     )
+    from loomos.jobs.training import ModelVersion
     from loomos.jobs.verification import (
         JudgeRequest,
         PlanRef,

@@ -13,7 +13,6 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from loomos.jobs.messages import ModelVersion
     from loomos.jobs.serving import (
         CloseEndpoint,
         EndpointInput,
@@ -26,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
         Route,
         WatchEndpoint,
     )
+    from loomos.jobs.training import ModelVersion
     from workflows import delivery_calls
     from workflows.journal import STATE
 

@@ -13,9 +13,10 @@ from typing import Any
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.cluster import Lease
     from loomos.jobs.facts import Fact, RecordCheckpoints, RecordFacts
-    from loomos.jobs.messages import Lease, ResolvedInputs, TrainingRunInput
     from loomos.jobs.states import JobState
+    from loomos.jobs.training import ResolvedInputs, TrainingRunInput
     from workflows import calls
 
 

@@ -16,7 +16,8 @@ from temporalio.exceptions import (
 )
 
 with workflow.unsafe.imports_passed_through():
-    from loomos.jobs.messages import Lease, LeaseRevoked, ModelVersion, TrainOutcome
+    from loomos.jobs.cluster import Lease, LeaseRevoked
+    from loomos.jobs.training import ModelVersion, TrainOutcome
 
 
 Member = workflow.ActivityHandle[Any]

@@ -8,15 +8,15 @@ from temporalio import workflow
 from temporalio.common import SearchAttributeKey
 
 with workflow.unsafe.imports_passed_through():
-    from loomos.jobs.messages import (
+    from loomos.jobs.cluster import Lease
+    from loomos.jobs.states import JobState
+    from loomos.jobs.training import (
         AttemptPlan,
         AttemptSummary,
         CarriedState,
-        Lease,
         Progress,
         TimelineEntry,
     )
-    from loomos.jobs.states import JobState
     from workflows.gang import GangEnd, GangFailed
 
 STATE = SearchAttributeKey.for_keyword("LoomState")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from loomos.jobs.messages import Lease, LeaseRequest, LeaseRevoked, ReleaseRequest
+    from loomos.jobs.cluster import Lease, LeaseRequest, LeaseRevoked, ReleaseRequest
     from loomos.jobs.names import CLUSTER_WORKFLOW_ID
     from loomos.manifest import Resources
 

@@ -16,15 +16,16 @@ from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.cluster import Lease, LeaseRevoked
     from loomos.jobs.facts import AttestModel
-    from loomos.jobs.messages import (
+    from loomos.jobs.names import label_list
+    from loomos.jobs.states import JobState
+    from loomos.jobs.training import (
         AttemptPlan,
         CarriedState,
         JobResult,
         JobStatus,
         JobUpdate,
-        Lease,
-        LeaseRevoked,
         MigrateRequest,
         ModelVersion,
         OpenAttempt,
@@ -34,8 +35,6 @@ with workflow.unsafe.imports_passed_through():
         TrainingRunInput,
         TrainOutcome,
     )
-    from loomos.jobs.names import label_list
-    from loomos.jobs.states import JobState
     from loomos.quantities import format_duration
     from workflows import calls
     from workflows.delivery import deliver

@@ -14,8 +14,8 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.cluster import Lease, LeaseRevoked, NodeInfo
     from loomos.jobs.facts import Fact, RecordFacts
-    from loomos.jobs.messages import Lease, LeaseRevoked, NodeInfo
     from loomos.jobs.verification import (
         JudgeRequest,
         PlanRef,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path
 from api.context import Admin, Parts, Reader
 from api.problems import problem_responses
 from loomos.client.models import ClusterResources, WorkerDetail, WorkerList
-from loomos.jobs.messages import ClusterStatus, NodeCommand
+from loomos.jobs.cluster import ClusterStatus, NodeCommand
 from loomos.jobs.states import NodeState
 
 router = APIRouter(prefix="/api/v1", tags=["cluster"])

@@ -26,8 +26,8 @@ from loomos.client.models import (
     Submitted,
 )
 from loomos.errors import InvalidInput, NotFound
-from loomos.jobs.messages import JobUpdate
 from loomos.jobs.states import JobState
+from loomos.jobs.training import JobUpdate
 from loomos.manifest import TrainingJob
 from loomos.storage import Store
 from loomos.storage.chunks import read_chunks

@@ -11,7 +11,7 @@ from loomos.cli.output import Output, ago, call, print_facts, print_table, show
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
     from loomos.client.models import ClusterResources
-    from loomos.jobs.messages import ClusterStatus
+    from loomos.jobs.cluster import ClusterStatus
 
 app = typer.Typer(help="Look at the cluster.", no_args_is_help=True)
 

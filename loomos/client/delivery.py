@@ -25,7 +25,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from loomos.client.answers import answered, failure
 from loomos.client.workflows import KIND, NAME, OWNER, STATE
 from loomos.errors import Conflict, NotFound, Unavailable
-from loomos.jobs.messages import Message, ModelVersion
+from loomos.jobs.message import Message
 from loomos.jobs.names import (
     CONTROL_QUEUE,
     ENDPOINT_KIND,
@@ -44,6 +44,7 @@ from loomos.jobs.rollouts import (
     RolloutStatus,
 )
 from loomos.jobs.serving import EndpointInput, EndpointSpec, EndpointStatus, ModelChange
+from loomos.jobs.training import ModelVersion
 from loomos.jobs.verification import (
     VerificationInput,
     VerificationJob,

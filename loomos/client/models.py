@@ -7,14 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from loomos.jobs.messages import (
-    AttemptSummary,
-    ModelVersion,
-    NodeStatus,
-    Progress,
-    TimelineEntry,
-)
+from loomos.jobs.cluster import NodeStatus
 from loomos.jobs.states import JobState
+from loomos.jobs.training import AttemptSummary, ModelVersion, Progress, TimelineEntry
 from loomos.manifest import Labels
 
 

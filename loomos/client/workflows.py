@@ -48,17 +48,10 @@ from loomos.client.models import (
     WorkerDetail,
 )
 from loomos.errors import Conflict, InvalidInput, NotFound, Unavailable
-from loomos.jobs.messages import (
-    ClusterStatus,
-    JobStatus,
-    JobUpdate,
-    MigrateRequest,
-    NodeCommand,
-    Progress,
-    TrainingRunInput,
-)
+from loomos.jobs.cluster import ClusterStatus, NodeCommand
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE, JOB_KIND, label_list
 from loomos.jobs.states import JobState
+from loomos.jobs.training import JobStatus, JobUpdate, MigrateRequest, Progress, TrainingRunInput
 from loomos.manifest import TrainingJob
 from loomos.settings import TemporalSettings
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from loomos.jobs.messages import JobResult, Message
+from loomos.jobs.message import Message
+from loomos.jobs.training import JobResult
 from loomos.manifest import (
     Document,
     FineTuning,

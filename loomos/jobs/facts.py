@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from loomos.jobs.messages import Message, ModelVersion
+from loomos.jobs.message import Message
+from loomos.jobs.training import ModelVersion
 
 
 class Fact(Message):

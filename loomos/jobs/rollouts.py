@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from loomos.jobs.messages import Message, TimelineEntryBase
+from loomos.jobs.message import Message, TimelineEntryBase
 from loomos.jobs.serving import RemoteTarget, Route, Target
 from loomos.manifest import Document, Metadata, RolloutPlan, Stage
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from loomos.jobs.messages import Message
+from loomos.jobs.message import Message
 from loomos.manifest import Document, Name
 
 WHOLE = 10_000

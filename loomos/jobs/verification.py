@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from loomos.jobs.messages import Message, TimelineEntryBase
+from loomos.jobs.message import Message, TimelineEntryBase
 from loomos.manifest import Document, Metadata, Verification
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "ERROR"]

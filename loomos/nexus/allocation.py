@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from loomos.errors import Conflict, NotFound
-from loomos.jobs.messages import (
+from loomos.jobs.cluster import (
     ClusterState,
     ClusterStatus,
     Lease,

@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from loomos.errors import CheckpointCorrupt
-from loomos.jobs.messages import CheckpointRef
+from loomos.jobs.training import CheckpointRef
 from loomos.storage import Store
 from loomos.storage.layout import (
     checkpoint_prefix,

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loomos.errors import InvalidData
-from loomos.jobs.messages import DataFile, DatasetIndex
+from loomos.jobs.training import DataFile, DatasetIndex
 
 IGNORED = -100
 """Label of a token that does not count in the loss."""

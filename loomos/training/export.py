@@ -17,11 +17,7 @@ from typing import Any
 import torch
 
 from loomos.errors import LoomOSError
-from loomos.jobs.messages import (
-    CheckpointRef,
-    ModelVersion,
-    PublishRequest,
-)
+from loomos.jobs.training import CheckpointRef, ModelVersion, PublishRequest
 from loomos.storage import Store, file_sha256, open_store
 from loomos.storage.layout import model_prefix, tokenizer_key
 from loomos.training.inputs import InputCache, load_tokenizer, model_source

@@ -8,7 +8,8 @@ will read it. This module knows nothing of torch, so that control workers can us
 
 from __future__ import annotations
 
-from loomos.jobs.messages import AttemptPlan, CheckpointRef, Message
+from loomos.jobs.message import Message
+from loomos.jobs.training import AttemptPlan, CheckpointRef
 from loomos.storage import Store
 from loomos.storage.layout import (
     checkpoints_prefix,

@@ -28,7 +28,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from loomos.errors import AttemptFailed, NotFound
-from loomos.jobs.messages import TrainAssignment
+from loomos.jobs.training import TrainAssignment
 from loomos.storage import Store, open_store
 from loomos.storage.layout import gang_key
 from loomos.training.rank import run_rank

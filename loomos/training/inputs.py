@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from loomos.errors import InvalidData, InvalidModel
-from loomos.jobs.messages import DataFile, DatasetIndex, Reference, ResolvedInputs
+from loomos.jobs.training import DataFile, DatasetIndex, Reference, ResolvedInputs
 from loomos.manifest import Model
 from loomos.settings import StorageSettings
 from loomos.storage import Store, file_sha256, open_uri

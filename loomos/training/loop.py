@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from loomos.errors import InvalidInput, LossDiverged
-from loomos.jobs.messages import CheckpointRef, TrainAssignment, TrainOutcome
+from loomos.jobs.training import CheckpointRef, TrainAssignment, TrainOutcome
 from loomos.manifest import FineTuning, Runtime, TrainingSpec
 from loomos.storage import open_store
 from loomos.training.checkpoint import Checkpointer

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from loomos.jobs.messages import TrainOutcome
+from loomos.jobs.training import TrainOutcome
 from loomos.lifeline import die_with_parent
 from loomos.training.loop import train
 from loomos.training.report import Reporter

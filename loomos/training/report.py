@@ -12,7 +12,7 @@ import select
 from pathlib import Path
 from typing import Any
 
-from loomos.jobs.messages import CheckpointRef
+from loomos.jobs.training import CheckpointRef
 
 _ATOMIC_BYTES = select.PIPE_BUF
 

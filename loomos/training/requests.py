@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from loomos.jobs.messages import Message, PublishRequest, TrainAssignment
+from loomos.jobs.message import Message
+from loomos.jobs.training import PublishRequest, TrainAssignment
 from loomos.jobs.verification import ShardRequest
 from loomos.settings import StorageSettings
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loomos.errors import InvalidData, InvalidInput, InvalidModel, NotFound
-from loomos.jobs.messages import DataFile, DatasetIndex, Reference, ResolvedInputs
+from loomos.jobs.training import DataFile, DatasetIndex, Reference, ResolvedInputs
 from loomos.manifest import Data, Model, TrainingSpec
 from loomos.registry import Registry, VersionManifest
 from loomos.settings import StorageSettings

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from loomos.errors import NotFound
-from loomos.jobs.messages import ResolvedInputs, TrainAssignment
+from loomos.jobs.training import ResolvedInputs, TrainAssignment
 from loomos.manifest import Data, FineTuning
 from loomos.settings import StorageSettings
 from loomos.storage import Store

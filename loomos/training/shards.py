@@ -28,7 +28,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.storage import WriteResult
 
 from loomos.errors import AttemptFailed, CheckpointCorrupt, NotFound
-from loomos.jobs.messages import CheckpointRef, Message
+from loomos.jobs.message import Message
+from loomos.jobs.training import CheckpointRef
 from loomos.storage import Store, file_sha256
 from loomos.storage.layout import checkpoint_prefix
 from loomos.training.fences import is_fenced

@@ -10,7 +10,7 @@ import pytest
 
 from activities.rank_host import HostedProcess
 from loomos.errors import InvalidData
-from loomos.jobs.messages import CheckpointRef
+from loomos.jobs.training import CheckpointRef
 from loomos.storage.layout import checkpoint_prefix, fence_key
 from loomos.training.fences import open_generation, read_fence
 from tests.gangs import Lab

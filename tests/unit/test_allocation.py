@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loomos.errors import Conflict, NotFound
-from loomos.jobs.messages import LeaseRequest, NodeCommand, NodeInfo, ReleaseRequest
+from loomos.jobs.cluster import LeaseRequest, NodeCommand, NodeInfo, ReleaseRequest
 from loomos.jobs.states import NodeState
 from loomos.manifest import NodeRange, Resources
 from loomos.nexus.allocation import Allocation

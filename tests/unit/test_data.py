@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loomos.errors import InvalidData
-from loomos.jobs.messages import DataFile, DatasetIndex
+from loomos.jobs.training import DataFile, DatasetIndex
 from loomos.training.data import (
     IGNORED,
     DocumentFile,

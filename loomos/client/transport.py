@@ -1,0 +1,197 @@
+"""Requests to a gateway: sent again where that does no harm, errors as ours, streams that go on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from loomos.errors import (
+    Conflict,
+    FieldError,
+    Forbidden,
+    InvalidInput,
+    LoomOSError,
+    NotFound,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+)
+from loomos.settings import load_settings
+
+RETRY_DELAY_S = 0.3
+API = "/api/v1"
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_ERRORS: dict[int, type[LoomOSError]] = {
+    400: InvalidInput,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    422: InvalidInput,
+    429: Overloaded,
+    503: Unavailable,
+}
+
+
+class Transport:
+    """A connection to a gateway.
+
+    Args:
+        endpoint: URL of the gateway. Default: from the settings.
+        auth_token: bearer token. Default: from the settings.
+        timeout: seconds a request may take. Default: from the settings.
+        transport: for tests.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        auth_token: str | None = None,
+        *,
+        timeout: float | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        settings = load_settings()
+        self.endpoint = (endpoint or settings.cluster.endpoint).rstrip("/")
+        token = auth_token or settings.token()
+        self._retries = settings.cluster.retries
+        self._http = httpx.AsyncClient(
+            base_url=self.endpoint,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=timeout or settings.cluster.timeout,
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._http.aclose()
+
+    async def call(self, method: str, path: str, model: type[ModelT], **options: Any) -> ModelT:
+        """Send a request to a path of the API and read the answer as `model`."""
+        response = await self.request(method, path, **options)
+        return model.model_validate_json(response.content)
+
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request, again while the gateway is away and sending twice does no harm."""
+        safe = method == "GET" or "Idempotency-Key" in options.get("headers", {})
+        attempt = 0
+        while True:
+            try:
+                response = await self._http.request(method, API + path, **options)
+                if response.status_code != 503 or attempt >= self._retries or not safe:
+                    await _raise_for(response)
+                    return response
+            except httpx.ConnectError as error:
+                if attempt >= self._retries:
+                    raise self._unreachable(error) from error
+            except httpx.HTTPError as error:
+                if attempt >= self._retries or not safe:
+                    raise self._unreachable(error) from error
+            attempt += 1
+            await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
+
+    def _unreachable(self, error: httpx.HTTPError) -> Unavailable:
+        reason = str(error) or type(error).__name__
+        return Unavailable(
+            f"gateway at {self.endpoint} cannot be reached ({reason}); start one with `loomos up` "
+            f"or set cluster.endpoint"
+        )
+
+    async def stream(self, path: str, params: Any = None) -> AsyncIterator[tuple[str, Any]]:
+        """Server-sent events, going on after a cut connection, until the stream's own end."""
+        last_id: str | None = None
+        failures = 0
+        while True:
+            headers = {"Last-Event-ID": last_id} if last_id else {}
+            try:
+                async with self._http.stream(
+                    "GET", API + path, params=params, headers=headers, timeout=60
+                ) as response:
+                    await _raise_for(response)
+                    async for kind, data, event_id in _parse_events(response):
+                        failures = 0
+                        last_id = event_id or last_id
+                        if kind == "end":
+                            return
+                        yield kind, data
+            except (httpx.HTTPError, Unavailable) as error:
+                failures += 1
+                if failures > 60:
+                    if isinstance(error, Unavailable):
+                        raise
+                    raise self._unreachable(error) from error
+            await asyncio.sleep(min(5.0, RETRY_DELAY_S * 2 ** min(failures, 4)))
+
+    async def download(self, path: str, sha256: str, target: Path) -> None:
+        """Write what the gateway has at `path` into a file, once its SHA-256 has been checked.
+
+        Raises:
+            Unavailable: it arrived damaged, or not at all.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        digest = hashlib.sha256()
+        try:
+            async with self._http.stream("GET", API + path) as answer:
+                await _raise_for(answer)
+                with partial.open("wb") as file:
+                    async for piece in answer.aiter_bytes():
+                        digest.update(piece)
+                        file.write(piece)
+            if digest.hexdigest() != sha256:
+                raise Unavailable(f"{target.name} arrived damaged; download it again")
+            partial.replace(target)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+async def _parse_events(response: httpx.Response) -> AsyncIterator[tuple[str, Any, str | None]]:
+    """(event, data, id) of each server-sent event."""
+    fields: dict[str, str] = {}
+    async for line in response.aiter_lines():
+        if line:
+            name, _, value = line.partition(":")
+            if name:
+                fields[name] = value.removeprefix(" ")
+        elif "data" in fields:
+            yield fields.get("event", "message"), json.loads(fields["data"]), fields.get("id")
+            fields = {}
+
+
+async def _raise_for(response: httpx.Response) -> None:
+    """Turn a problem+json answer into the error that it was."""
+    if response.is_success:
+        return
+    await response.aread()
+    try:
+        problem = response.json()
+        detail, fields = problem.get("detail", ""), problem.get("errors", [])
+    except ValueError:
+        detail, fields = response.text[:200] or response.reason_phrase, []
+    kind = _ERRORS.get(response.status_code, LoomOSError)
+    if issubclass(kind, InvalidInput):
+        raise kind(detail, [FieldError(path=f["path"], message=f["message"]) for f in fields])
+    raise kind(detail or f"the gateway answered {response.status_code}")
