@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, Protocol
 
 from loomos.errors import InvalidInput, Unavailable
 from loomos.prism.looping import is_looping
-from loomos.storage import file_sha256
 
 SCORING = 1
 """Grows when a rule is changed, so that the same answers are scored anew."""
@@ -178,7 +177,11 @@ class Classifier:
         weights = sorted(folder.glob("*.safetensors"))
         if not weights or not (folder / "config.json").is_file():
             raise InvalidInput(f"detector: {folder} has no config.json and .safetensors")
-        return "".join(map(file_sha256, [folder / "config.json", *weights])).encode()
+        digests: list[bytes] = []
+        for path in (folder / "config.json", *weights):
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").digest())
+        return b"".join(digests)
 
     def finds_many(self, items: Sequence[tuple[str, Context]]) -> list[bool | None]:
         """One process for all; raises `InvalidInput` if it fails."""
