@@ -43,6 +43,7 @@ config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), hidden_size=12
 model = AutoModelForCausalLM.from_config(config)
 model.generation_config.eos_token_id = None
 model.save_pretrained(sys.argv[1])
+tokenizer.eos_token = None
 tokenizer.save_pretrained(sys.argv[1])
 """
 
@@ -52,25 +53,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from loomos.jobs.serving import EndpointSpec, Route, Target
 from loomos.serving.app import create_app
-from loomos.serving.engine import Engine
-from loomos.serving.hosting import Hosted, load_model
+from loomos.serving.engine_process import EngineOptions, EngineProcess
+from loomos.serving.hosting import Hosted
 from loomos.serving.outcomes import RecordWriters
 from loomos.serving.service import Service
-torch.set_num_threads(1)
 class Table:
     routes = {"m": Route(endpoint="m", generation=1, spec=EndpointSpec(model="m", max_queue=1000),
         stable=Target(version="m@0"), replicas=["s"], issued_at=datetime.now(UTC))}
 class Host:
-    max_batch, failed, loaded = int(sys.argv[3]), {}, ["m@0"]
-    engine = Engine(*load_model(Path(sys.argv[1])), max_batch=int(sys.argv[3]),
-        batch_wait_s=float(sys.argv[4]) / 1000)
-    engine.end_ids = frozenset()
-    hosted = Hosted(version="m@0", engine=engine)
+    failed, loaded = {}, ["m@0"]
+    def __init__(self):
+        engine = EngineProcess(Path(sys.argv[1]), EngineOptions(max_batch=int(sys.argv[3]),
+            batch_wait_s=float(sys.argv[4]) / 1000, threads=1))
+        self.hosted = Hosted(version="m@0", engine=engine)
     def get(self, version): return self.hosted
 class Records(RecordWriters):
     def outcome(self, endpoint, outcome): outcome.model_dump(mode="json", exclude_defaults=True)
-service = Service(Table(), Host(), Records(None, "s"), "s")
-uvicorn.run(create_app(service, None), host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
+if __name__ == "__main__":
+    service = Service(Table(), Host(), Records(None, "s"), "s")
+    uvicorn.run(create_app(service, None), host="127.0.0.1", port=int(sys.argv[2]),
+        log_level="error")
 """
 
 LITSERVE = """
@@ -109,7 +111,7 @@ from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from loomos.serving.engine import Engine
 from loomos.serving.rows import Row, Sampling
-from loomos.serving.hosting import load_model
+from loomos.serving.loading import load_model
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 for n in range(3):
@@ -122,7 +124,7 @@ for n in range(3):
 engine = Engine(*load_model(folder), max_batch=16)
 engine.end_ids = frozenset()
 folders = [folder / f"adapter-{n}" for n in range(3)]
-slots = [engine.call(lambda f=f: engine.bank.load(f)).result() for f in folders]
+slots = [engine.load_adapter(f) for f in folders]
 prompt = tokenizer("Once upon a time there was")["input_ids"]
 def batch(rows):
     left = threading.Semaphore(0)

@@ -12,7 +12,7 @@ from loomos.prism.answers import generate_shard
 from loomos.prism.generate import OFFLINE_BATCH, EngineGenerator
 from loomos.prism.plan import read_plan
 from loomos.provenance.dsse import parse_public
-from loomos.serving.hosting import ModelHost
+from loomos.serving.hosting import ModelHost, in_process
 from loomos.storage import open_store
 from loomos.training.requests import EvaluateRequest
 
@@ -42,7 +42,7 @@ def evaluate(request: EvaluateRequest) -> None:
     plan = read_plan(store, request.work.plan_sha256)
     shard: Shard = request.work.shard
     key = parse_public(request.public_key)
-    host = ModelHost(store, key, request.scratch / "models", max_batch=OFFLINE_BATCH)
+    host = ModelHost(store, key, request.scratch / "models", in_process(OFFLINE_BATCH))
     try:
         hosted = host.load(shard.version)
         generate_shard(store, plan, shard, EngineGenerator(hosted.engine, hosted.slot))

@@ -11,7 +11,7 @@ from loomos.errors import Unavailable
 from loomos.prism.answers import Question, Said
 
 if TYPE_CHECKING:
-    from loomos.serving.engine import Engine
+    from loomos.serving.hosting import AnyEngine
 
 LONGEST_ANSWER_S = 600.0
 OFFLINE_BATCH = 64
@@ -26,7 +26,7 @@ class EngineGenerator:
         slot: the version's adapter in it.
     """
 
-    def __init__(self, engine: Engine, slot: int = 0) -> None:
+    def __init__(self, engine: AnyEngine, slot: int = 0) -> None:
         self._engine, self._slot = engine, slot
 
     def generate(

@@ -140,7 +140,7 @@ class Prism:
     def _verify(self, folder: Path, spec: Verification, progress: Progress) -> VerificationResults:
         from loomos.prism.generate import OFFLINE_BATCH, EngineGenerator
         from loomos.serving.engine import Engine
-        from loomos.serving.hosting import load_model
+        from loomos.serving.loading import load_model
 
         version = _register(self._store, folder)
         plan = make_plan(self._store, version, spec)

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -39,14 +40,23 @@ class Engine:
         tokenizer: its tokenizer.
         max_batch: most rows at once.
         batch_wait_s: how long the first request of an idle engine waits for company.
+        on_step: called on the engine's thread when all that a token brought has been delivered.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, max_batch: int = 16, batch_wait_s: float = 0.003
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_batch: int = 16,
+        batch_wait_s: float = 0.003,
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.bank = AdapterBank(model)
         self.max_batch, self.batch_wait_s = max_batch, batch_wait_s
+        self._on_step = on_step
+        self.is_alive = True
         self.context_length = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
         self.end_ids = _end_ids(model, tokenizer)
         self._takes_last_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -90,8 +100,20 @@ class Engine:
             self._waiting.append(row)
             self._wake.notify()
 
-    def call(self, work: Callable[[], T]) -> Future[T]:
-        """Run something that touches the model on the engine's thread, between two tokens."""
+    def load_adapter(self, folder: Path) -> int:
+        """Load a LoRA adapter between two tokens; returns its slot.
+
+        Raises:
+            InvalidModel: it does not fit this model.
+        """
+        return self._call(lambda: self.bank.load(folder)).result()
+
+    def unload_adapter(self, slot: int) -> None:
+        """Free an adapter's slot between two tokens."""
+        self._call(lambda: self.bank.unload(slot)).result()
+
+    def _call(self, work: Callable[[], T]) -> Future[T]:
+        """Run something that touches the model on the engine's thread."""
         future: Future[T] = Future()
         with self._wake:
             self._commands.append((work, future))
@@ -117,6 +139,7 @@ class Engine:
                         self._step(self._batch)
                 except Exception as error:  # the model failed: every row of the batch hears of it
                     self._fail(error)
+                self._on_step()
 
     def _await_work(self) -> bool:
         """Sleep until there is something to do; false when closed and done."""

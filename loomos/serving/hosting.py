@@ -10,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from typing import TYPE_CHECKING
 
 from loomos.errors import InvalidModel, NotFound
 from loomos.registry import Registry, VersionManifest, verified_files
 from loomos.serving.adapters import BASE_SLOT
 from loomos.serving.engine import Engine
+from loomos.serving.engine_process import EngineOptions, EngineProcess
+from loomos.serving.loading import load_model
 from loomos.serving.rows import Piece, Row, Sampling
 from loomos.storage import Store, file_sha256
 
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter/"
+AnyEngine = Engine | EngineProcess
+"""What generates, in this process or in one of its own."""
 GOLDEN_PROMPT, GOLDEN_TOKENS = "The quick brown fox", 16
 
 
@@ -41,7 +42,7 @@ class Hosted:
 
     version: str
     """`NAME@VERSION`."""
-    engine: Engine
+    engine: AnyEngine
     """What generates."""
     slot: int = BASE_SLOT
     """Its adapter in that engine."""
@@ -85,8 +86,7 @@ class ModelHost:
         store: where versions are.
         key: who must have signed them.
         folder: for the files of versions; kept between starts.
-        max_batch: most rows of a batch.
-        batch_wait_s: how long an idle engine waits for a fuller batch.
+        start_engine: makes the engine of a model in a folder; see `in_process`, `in_own_process`.
     """
 
     def __init__(
@@ -94,29 +94,40 @@ class ModelHost:
         store: Store,
         key: ec.EllipticCurvePublicKey,
         folder: Path,
-        *,
-        max_batch: int = 16,
-        batch_wait_s: float = 0.003,
+        start_engine: Callable[[Path], AnyEngine],
     ) -> None:
         self._store, self._key, self._folder = store, key, folder
         self._registry = Registry(store)
-        self.max_batch, self._batch_wait_s = max_batch, batch_wait_s
+        self._start_engine = start_engine
         self._hosted: dict[str, Hosted] = {}
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, AnyEngine] = {}
         self.failed: dict[str, str] = {}
         self.goldens: dict[str, str] = {}
 
     @property
     def loaded(self) -> list[str]:
         """Versions that can answer."""
-        return sorted(self._hosted)
+        return sorted(v for v, hosted in list(self._hosted.items()) if hosted.engine.is_alive)
+
+    @property
+    def has_lost_engine(self) -> bool:
+        """Whether an engine's process has died, so that `hold` has something to do."""
+        return any(not engine.is_alive for engine in list(self._engines.values()))
 
     def get(self, version: str) -> Hosted | None:
         """A version, if it is loaded."""
-        return self._hosted.get(version)
+        hosted = self._hosted.get(version)
+        return hosted if hosted is not None and hosted.engine.is_alive else None
 
     def hold(self, wanted: set[str]) -> None:
-        """Load what is wanted and not there, let go of the rest; failures go to `failed`."""
+        """Load what is wanted and not there, let go of the rest; failures go to `failed`.
+
+        A version whose engine has died is loaded again.
+        """
+        for version, hosted in list(self._hosted.items()):
+            if not hosted.engine.is_alive:
+                log.error("the engine of %s has died", version)
+                self._let_go(version)
         self.failed = {v: reason for v, reason in self.failed.items() if v in wanted}
         for version in sorted(wanted - self._hosted.keys() - self.failed.keys()):
             try:
@@ -159,20 +170,17 @@ class ModelHost:
         folder = self._fetch(manifest, ADAPTER_FOLDER)
         engine = self._engine(base, self._registry.manifest(base))
         try:
-            slot = engine.call(lambda: engine.bank.load(folder / "adapter")).result()
+            slot = engine.load_adapter(folder / "adapter")
         except InvalidModel:
             self._close_unused()
             raise
         return Hosted(version=version, engine=engine, slot=slot)
 
-    def _engine(self, version: str, manifest: VersionManifest) -> Engine:
+    def _engine(self, version: str, manifest: VersionManifest) -> AnyEngine:
         """The engine of a whole model, made if it is not there."""
         engine = self._engines.get(version)
         if engine is None:
-            model, tokenizer = load_model(self._fetch(manifest))
-            engine = self._engines[version] = Engine(
-                model, tokenizer, max_batch=self.max_batch, batch_wait_s=self._batch_wait_s
-            )
+            engine = self._engines[version] = self._start_engine(self._fetch(manifest))
         return engine
 
     def _let_go(self, version: str) -> None:
@@ -180,7 +188,7 @@ class ModelHost:
         self.goldens.pop(version, None)
         hosted.retire()
         if hosted.slot != BASE_SLOT:
-            hosted.engine.call(lambda: hosted.engine.bank.unload(hosted.slot)).result()
+            hosted.engine.unload_adapter(hosted.slot)
         self._close_unused()
         log.info("let go of %s", version)
 
@@ -218,6 +226,16 @@ class ModelHost:
         return folder
 
 
+def in_process(max_batch: int) -> Callable[[Path], AnyEngine]:
+    """Engines that are threads of this process; best where nothing else runs in it."""
+    return lambda folder: Engine(*load_model(folder), max_batch=max_batch)
+
+
+def in_own_process(options: EngineOptions) -> Callable[[Path], AnyEngine]:
+    """Engines that each have a process of their own."""
+    return lambda folder: EngineProcess(folder, options)
+
+
 def say_golden(hosted: Hosted) -> str:
     """Let a version say something, which warms it up; returns the digest of what it said.
 
@@ -244,27 +262,3 @@ def say_golden(hosted: Hosted) -> str:
         raise InvalidModel(f"{hosted.version} cannot generate: {said[-1].error}")
     text = "".join(piece.text for piece in said)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def load_model(folder: Path) -> tuple[Any, Any]:
-    """A model and its tokenizer from a folder, ready to generate.
-
-    Raises:
-        InvalidModel: transformers cannot load them.
-    """
-    on_gpu = torch.cuda.is_available()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.bfloat16 if on_gpu else torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InvalidModel(f"{folder.name}: {reason}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.eval().requires_grad_(False)
-    return (model.cuda() if on_gpu else model), tokenizer

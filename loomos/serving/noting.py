@@ -82,7 +82,7 @@ class Generation:
     def cancel(self) -> None:
         """Nobody wants the rest."""
         for row in self.rows:
-            row.is_cancelled = True
+            row.cancel()
 
 
 class Notes:

@@ -14,7 +14,6 @@ import time
 import uuid
 from pathlib import Path
 
-import torch
 import uvicorn
 
 from loomos.errors import InvalidInput, LoomOSError
@@ -22,7 +21,8 @@ from loomos.jobs.serving import ServerStatus
 from loomos.provenance.dsse import parse_public
 from loomos.security.tokens import read_key
 from loomos.serving.app import create_app
-from loomos.serving.hosting import ModelHost
+from loomos.serving.engine_process import EngineOptions, prepare
+from loomos.serving.hosting import ModelHost, in_own_process
 from loomos.serving.outcomes import RecordWriters, now
 from loomos.serving.service import Service
 from loomos.serving.table import RouteTable
@@ -60,11 +60,18 @@ class ServingProcess:
             store,
             parse_public(chosen.public_key_file.read_text()),
             folder,
-            max_batch=chosen.max_batch,
-            batch_wait_s=chosen.batch_wait_ms / 1000,
+            in_own_process(
+                EngineOptions(
+                    max_batch=chosen.max_batch,
+                    batch_wait_s=chosen.batch_wait_ms / 1000,
+                    threads=chosen.threads,
+                )
+            ),
         )
         self._records = RecordWriters(store, f"{chosen.id}-{self._incarnation}")
-        self.service = Service(RouteTable(store), host, self._records, chosen.id)
+        self.service = Service(
+            RouteTable(store), host, self._records, chosen.id, max_batch=chosen.max_batch
+        )
         key = settings.auth.signing_key_file
         if key is None:
             log.warning("no auth.signing_key_file: everyone who reaches this server may ask it")
@@ -136,7 +143,7 @@ class ServingProcess:
             wanted = self.service.wanted_versions()
             failed = self.service.host.failed
             again = bool(failed) and time.monotonic() - tried_at > RETRY_LOAD_S
-            if wanted != known or again:
+            if wanted != known or again or self.service.host.has_lost_engine:
                 if again:
                     failed.clear()
                 known, tried_at = wanted, time.monotonic()
@@ -180,7 +187,6 @@ class ServingProcess:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run a serving process with these settings until asked to stop."""
-    if settings.serving.threads:
-        torch.set_num_threads(settings.serving.threads)
+    await asyncio.to_thread(prepare)
     process = ServingProcess(settings, open_store(settings.storage))
     await process.run(stop)

@@ -62,7 +62,9 @@ class Row:
     arrived: float = field(default_factory=time.monotonic)
     """When it came."""
     is_cancelled: bool = False
-    """Set by whoever does not want the rest."""
+    """Whether nobody wants the rest; see `cancel`."""
+    on_cancel: Callable[[], None] | None = None
+    """Called by `cancel`; set by an engine that must be told."""
     generated: list[int] = field(default_factory=list)
     """Tokens so far."""
     is_streamed: bool = False
@@ -73,6 +75,12 @@ class Row:
     """When the first token came, by `time.monotonic`."""
     generator: torch.Generator | None = None
     """Source of chance."""
+
+    def cancel(self) -> None:
+        """Nobody wants the rest."""
+        self.is_cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
 
 
 def choose_tokens(logits: Tensor, rows: list[Row]) -> list[int]:

@@ -35,12 +35,20 @@ class Service:
         host: the loaded versions.
         records: where outcomes go.
         server_id: this server's name, as route rows have it.
+        max_batch: requests that run at once, besides those that wait.
     """
 
     def __init__(
-        self, table: RouteTable, host: ModelHost, records: RecordWriters, server_id: str
+        self,
+        table: RouteTable,
+        host: ModelHost,
+        records: RecordWriters,
+        server_id: str,
+        *,
+        max_batch: int = 16,
     ) -> None:
         self.table, self.host, self.server_id = table, host, server_id
+        self._max_batch = max_batch
         self.notes = Notes(records)
         self.is_draining = False
         self.running: dict[str, int] = {}
@@ -87,7 +95,7 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
-        if self.running.get(name, 0) >= route.spec.max_queue + self._capacity():
+        if self.running.get(name, 0) >= route.spec.max_queue + self._max_batch:
             raise ApiError(
                 429,
                 f"{name} has {route.spec.max_queue} requests waiting; try again soon",
@@ -102,9 +110,6 @@ class Service:
             # Nobody decided that this user gets stable, so it says nothing about the split.
             return self._ready(route, "stable", route.stable, key, is_counted=False)
         return self._with_arm(route, pick(route, key, moment), key)
-
-    def _capacity(self) -> int:
-        return self.host.max_batch
 
     def _pinned(self, route: Route, version: str, key: str) -> Choice:
         arms: list[tuple[Arm, Target | None]] = [("stable", route.stable), ("canary", route.canary)]

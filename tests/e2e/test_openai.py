@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from loomos.client.http import LoomOSClient
@@ -178,6 +179,26 @@ def _pid(stack: Stack):  # type: ignore[no-untyped-def]
         return next(m.pid for m in stack.state.members if m.name == "serve-1")
 
     return pid
+
+
+async def test_a_model_whose_process_dies_is_loaded_again(
+    client: LoomOSClient, stack: Stack, chat: str
+) -> None:
+    server = psutil.Process(stack.pid("serve-1"))
+    engines = [p for p in server.children(recursive=True) if p.ppid() not in (server.pid, 1)]
+    assert engines
+    for engine in engines:
+        engine.kill()
+
+    token = stack.folder.token_file.read_text().strip()
+    url = next(m.url for m in stack.state.members if m.name == "serve-1")
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}) as http:
+        body = {"model": chat, "prompt": "x", "max_tokens": 4}
+        answer = await stack.eventually(
+            lambda: http.post(f"{url}/v1/completions", json=body), lambda a: a.is_success, 60
+        )
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    assert psutil.Process(server.pid).create_time() == server.create_time()
 
 
 async def test_outcomes_and_feedback_are_written_without_any_text(

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from loomos.errors import InvalidModel, Unavailable
 from loomos.prism.looping import is_looping
 from loomos.serving.engine import Engine
+from loomos.serving.engine_process import EngineProcess
 from loomos.serving.rows import Piece, Row, Sampling, choose_tokens
 from loomos.serving.text import TextStream
 from loomos.training.tokenizer import byte_tokenizer
@@ -73,7 +74,7 @@ class Asked:
         return "".join(piece.text for piece in self.pieces)
 
 
-def ask(engine: Engine, asked: list[Asked], apart_s: float = 0.0) -> list[Asked]:
+def ask(engine: Engine | EngineProcess, asked: list[Asked], apart_s: float = 0.0) -> list[Asked]:
     for item in asked:
         engine.submit(item.row)
         time.sleep(apart_s)
@@ -159,7 +160,7 @@ def test_a_cancelled_row_leaves_and_the_others_go_on(engine: Engine) -> None:
     long, short = Asked("hello", max_tokens=150), Asked("x", max_tokens=60)
     engine.submit(long.row)
     engine.submit(short.row)
-    long.row.is_cancelled = True
+    long.row.cancel()
     assert long.done.wait(60) and short.done.wait(60)
     assert long.pieces[-1].finish_reason == "cancelled"
     assert short.row.generated == greedy(engine.model, "x", 60)
@@ -171,10 +172,10 @@ def test_a_model_that_fails_tells_every_row_and_serves_the_next(engine: Engine) 
     def broken(**inputs: Any) -> Any:
         raise RuntimeError("out of order")
 
-    engine.call(lambda: setattr(engine.model, "forward", broken)).result()
+    engine.model.forward = broken
     failed = ask(engine, [Asked("hello"), Asked("x")])
     assert [item.pieces[-1].error for item in failed] == ["out of order"] * 2
-    engine.call(lambda: setattr(engine.model, "forward", forward)).result()
+    engine.model.forward = forward
     assert ask(engine, [Asked("x")])[0].row.generated == greedy(engine.model, "x")
 
 
@@ -216,7 +217,7 @@ def test_each_row_of_a_batch_gets_its_own_adapter_as_peft_would(tmp_path: Path) 
         wanted.append(greedy(merged, "hello"))
     assert len({tuple(tokens) for tokens in wanted}) == 4
     engine = Engine(make_model(), TOKENIZER, max_batch=8)
-    slots = [0] + [engine.call(lambda f=f: engine.bank.load(f)).result() for f in folders]
+    slots = [0] + [engine.load_adapter(f) for f in folders]
     asked = ask(engine, [Asked("hello", slot=slot) for slot in slots])
     assert [item.row.generated for item in asked] == wanted
     engine.close()
@@ -229,9 +230,9 @@ def test_adapters_are_swapped_while_others_answer(tmp_path: Path) -> None:
     base = [Asked(PROMPTS[i % 4], max_tokens=100) for i in range(4)]
     for item in base:
         engine.submit(item.row)
-    slot = engine.call(lambda: engine.bank.load(first)).result()
-    engine.call(lambda: engine.bank.unload(slot)).result()
-    again = engine.call(lambda: engine.bank.load(second)).result()
+    slot = engine.load_adapter(first)
+    engine.unload_adapter(slot)
+    again = engine.load_adapter(second)
     assert again == slot
     merged = PeftModel.from_pretrained(make_model(), second).merge_and_unload()
     item = ask(engine, [Asked("hello", slot=again)])[0]
@@ -246,7 +247,7 @@ def test_an_adapter_that_is_not_plain_lora_is_refused(tmp_path: Path) -> None:
     folder = save_adapter(tmp_path / "d", 1, 4, ["q_proj"], use_dora=True)
     engine = Engine(make_model(), TOKENIZER)
     with pytest.raises(InvalidModel, match="not plain LoRA"):
-        engine.call(lambda: engine.bank.load(folder)).result()
+        engine.load_adapter(folder)
     engine.close()
 
 
