@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -159,7 +160,10 @@ class Tool(StrEnum):
 def external(
     endpoint: Annotated[str, typer.Argument(help="Endpoint to ask.")],
     task: Annotated[str, typer.Option(help="inspect task or file, garak probes, lm-eval task.")],
-    runner: Annotated[Tool, typer.Option(help="Must be installed here.")] = Tool.INSPECT,
+    runner: Annotated[Tool, typer.Option(help="What runs it.")] = Tool.INSPECT,
+    python: Annotated[
+        Path, typer.Option(help="Interpreter of the environment that has the runner.")
+    ] = Path(sys.executable),
     claim: Annotated[float, typer.Option(min=0.0001, max=0.9999)] = 0.05,
     limit: Annotated[int | None, typer.Option(min=1, help="Most samples.")] = None,
     folder: Annotated[Path, typer.Option(help="For the tool's own reports.")] = Path("external"),
@@ -175,7 +179,7 @@ def external(
         model=endpoint,
         api_key=settings.token() or "",
     )
-    suite = External(runner=runner.value, task=task, claim=claim, limit=limit)
+    suite = External(runner=runner.value, task=task, claim=claim, limit=limit, python=python)
     found = run_external(suite, where, folder)
 
     def table() -> None:

@@ -35,13 +35,15 @@ class External:
     """A suite of somebody else."""
 
     runner: Runner
-    """What runs it; it must be installed."""
+    """What runs it."""
     task: str
     """inspect: a task or a file of one. garak: probes, with commas. lm-eval: a task."""
     claim: float = 0.05
     """The failure rate that is still acceptable."""
     limit: int | None = None
     """Most samples."""
+    python: Path = Path(sys.executable)
+    """The interpreter of the environment in which the runner is installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ def judge_units(suite: External, units: Sequence[Unit]) -> TestResult:
 def _inspect(suite: External, where: Where, folder: Path) -> list[str]:
     # inspect takes files below the folder that it runs in only.
     task = Path(suite.task).name if Path(suite.task).is_file() else suite.task
-    command = [sys.executable, "-m", "inspect_ai", "eval", task]
+    command = [str(suite.python), "-m", "inspect_ai", "eval", task]
     command += ["--model", f"openai-api/{PROVIDER}/{where.model}", "--log-dir", str(folder)]
     command += ["--display", "none", "--no-fail-on-error"]
     return command + (["--limit", str(suite.limit)] if suite.limit else [])
@@ -168,7 +170,7 @@ def _has_failed(value: object) -> bool:
 
 def _garak(suite: External, where: Where, folder: Path) -> list[str]:
     options = {"openai": {"OpenAICompatible": {"uri": where.base_url}}}
-    command = [sys.executable, "-m", "garak", "--target_type", "openai.OpenAICompatible"]
+    command = [str(suite.python), "-m", "garak", "--target_type", "openai.OpenAICompatible"]
     command += ["--target_name", where.model, "--probes", suite.task, "--generations", "1"]
     command += ["--generator_options", json.dumps(options)]
     return [*command, "--report_prefix", str(folder / "garak")]
@@ -198,7 +200,7 @@ def read_garak(folder: Path) -> list[Unit]:
 
 def _lm_eval(suite: External, where: Where, folder: Path) -> list[str]:
     arguments = f"model={where.model},base_url={where.base_url}/chat/completions,num_concurrent=4"
-    command = [sys.executable, "-m", "lm_eval", "--model", "local-chat-completions"]
+    command = [str(suite.python), "-m", "lm_eval", "--model", "local-chat-completions"]
     command += ["--model_args", arguments, "--tasks", suite.task, "--apply_chat_template"]
     command += ["--output_path", str(folder), "--log_samples"]
     return command + (["--limit", str(suite.limit)] if suite.limit else [])
