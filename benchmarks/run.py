@@ -22,6 +22,7 @@ BENCHMARKS = (
     "canary_statistics",
     "serving",
     "rollback",
+    "scheduler_sim",
 )
 
 

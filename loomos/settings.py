@@ -124,6 +124,16 @@ class NodeSettings(_Section):
     """Ranks it will run at once. Default: its GPUs, or its cores."""
     labels: dict[str, str] = {}
     """Free key/value pairs."""
+    node_type: str = ""
+    """What kind of machine it is, for `resources.node_type`."""
+    region: str = ""
+    """Where it stands, for `resources.region`."""
+    bandwidth_gbps: Annotated[float, Field(ge=0)] | None = None
+    """Bandwidth to other nodes, in Gbit/s."""
+    latency_ms: Annotated[float, Field(ge=0)] | None = None
+    """Latency to other nodes, in ms."""
+    cost_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    """What an hour of it costs, in any one currency."""
     scratch_dir: Path | None = None
     """Folder for checkpoints on their way and cached data. Default: the system's temporary one."""
 

@@ -61,6 +61,11 @@ def describe_node(settings: NodeSettings, store: Store, scratch: Path) -> NodeIn
         storage_bytes=shutil.disk_usage(scratch).free,
         gpus=gpus,
         labels=settings.labels,
+        node_type=settings.node_type,
+        region=settings.region,
+        bandwidth_gbps=settings.bandwidth_gbps,
+        latency_ms=settings.latency_ms,
+        cost_per_hour=settings.cost_per_hour,
         code_sha256=code_sha256(),
         environment_sha256=digest,
     )

@@ -9,6 +9,8 @@ has vanished are found by a periodic audit.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from temporalio import workflow
@@ -19,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.cluster import (
         ClusterState,
         ClusterStatus,
+        Forecast,
         Lease,
         LeaseAudit,
         LeaseRequest,
@@ -26,9 +29,12 @@ with workflow.unsafe.imports_passed_through():
         NodeCommand,
         NodeInfo,
         ReleaseRequest,
+        SchedulerConfig,
     )
     from loomos.jobs.states import NodeState
     from loomos.nexus.allocation import Allocation
+    from loomos.nexus.forecast import forecast
+    from loomos.nexus.policies import find_policy
     from workflows import calls
 
 AUDIT_INTERVAL = timedelta(seconds=60)
@@ -50,17 +56,16 @@ class Cluster:
     async def run(self, state: ClusterState) -> None:
         """Serve until the history is long, then go on in a new run."""
         while not workflow.info().is_continue_as_new_suggested():
+            self._changed = False
             self._hold_nodes()
-            await self._send_revocations()
-            await self._grant()
+            await self._decide()
             try:
                 await workflow.wait_condition(
                     lambda: self._changed or workflow.info().is_continue_as_new_suggested(),
-                    timeout=AUDIT_INTERVAL if self._allocation.leases else None,
+                    timeout=AUDIT_INTERVAL if self._allocation.is_busy else None,
                 )
             except TimeoutError:
                 await self._audit()
-            self._changed = False
         await workflow.wait_condition(workflow.all_handlers_finished)
         for hold in self._holds.values():
             hold.cancel()
@@ -91,21 +96,34 @@ class Cluster:
         """Cordon, uncordon, drain or remove a node; answers with the cluster after it."""
         self._revoked += self._allocation.command(command, workflow.now())
         self._changed = True
-        return self._allocation.status()
+        return self._allocation.status(workflow.now())
 
     @command_node.validator
     def _check_command(self, command: NodeCommand) -> None:
-        try:
+        with _refusing():
             self._allocation.check(command)
-        except LoomOSError as error:
-            raise ApplicationError(
-                str(error), type=type(error).__name__, non_retryable=True
-            ) from error
+
+    @workflow.update
+    def configure(self, config: SchedulerConfig) -> ClusterStatus:
+        """Decide in another way from now on; answers with the cluster after it."""
+        self._allocation.configure(config)
+        self._changed = True
+        return self._allocation.status(workflow.now())
+
+    @configure.validator
+    def _check_config(self, config: SchedulerConfig) -> None:
+        with _refusing():
+            find_policy(config.policy)
 
     @workflow.query
     def status(self) -> ClusterStatus:
         """The whole cluster."""
-        return self._allocation.status()
+        return self._allocation.status(workflow.now())
+
+    @workflow.query
+    def forecast(self, request: LeaseRequest) -> Forecast:
+        """When a request would be served, if everything takes as long as estimated."""
+        return forecast(self._allocation, request, workflow.now())
 
     # --- what the loop does ---
 
@@ -126,19 +144,24 @@ class Cluster:
         self._revoked += lost
         self._changed = True
 
-    async def _send_revocations(self) -> None:
-        while self._revoked:
-            lease, message = self._revoked.pop(0)
-            await self._tell(lease, "lease_revoked", message)
-
-    async def _grant(self) -> None:
-        for lease in self._allocation.grant():
+    async def _decide(self) -> None:
+        """Send what nodes' ends and the scheduler ask back, then what is granted."""
+        granted, asked_back = self._allocation.decide(workflow.now())
+        revoked, self._revoked = [*self._revoked, *asked_back], []
+        for lease, message in revoked:
+            if not await self._tell(lease, "lease_revoked", message):
+                self._take_back(lease)
+        for lease in granted:
             if not await self._tell(lease, "lease_granted", lease):
-                self._allocation.release(
-                    ReleaseRequest(job_id=lease.job_id, run_id=lease.run_id, epoch=lease.epoch),
-                    workflow.now(),
-                )
-                self._changed = True
+                self._take_back(lease)
+
+    def _take_back(self, lease: Lease) -> None:
+        """End the lease of a holder that is gone."""
+        self._allocation.release(
+            ReleaseRequest(job_id=lease.job_id, run_id=lease.run_id, epoch=lease.epoch),
+            workflow.now(),
+        )
+        self._changed = True
 
     async def _tell(self, lease: Lease, signal: str, message: Lease | LeaseRevoked) -> bool:
         """Signal a lease's holder; says whether it still lives."""
@@ -156,7 +179,13 @@ class Cluster:
         gone = await calls.audit_leases(LeaseAudit(holders=sorted(holders)))
         for lease in list(self._allocation.leases.values()):
             if (lease.job_id, lease.run_id) in set(gone.holders):
-                self._allocation.release(
-                    ReleaseRequest(job_id=lease.job_id, run_id=lease.run_id, epoch=lease.epoch),
-                    workflow.now(),
-                )
+                self._take_back(lease)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse an update as the caller will understand it."""
+    try:
+        yield
+    except LoomOSError as error:
+        raise ApplicationError(str(error), type=type(error).__name__, non_retryable=True) from error

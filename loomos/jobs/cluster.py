@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Literal
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from loomos.jobs.message import Message
 from loomos.jobs.states import NodeState
@@ -31,6 +33,16 @@ class NodeInfo(Message):
     """Name of each GPU."""
     labels: dict[str, str] = {}
     """Free key/value pairs."""
+    node_type: str = ""
+    """What kind of machine it is."""
+    region: str = ""
+    """Where it stands."""
+    bandwidth_gbps: float | None = None
+    """Bandwidth to other nodes, in Gbit/s."""
+    latency_ms: float | None = None
+    """Latency to other nodes, in ms."""
+    cost_per_hour: float = 0.0
+    """What an hour of it costs."""
     code_sha256: str = ""
     """Digest of its LoomOS's source files."""
     environment_sha256: str = ""
@@ -61,6 +73,18 @@ class LeaseRequest(Message):
     """1 is served first."""
     node_ids: list[str] = []
     """If given, only these nodes will do (migration)."""
+    project: str = "default"
+    """Whose share it uses."""
+    estimate: timedelta | None = None
+    """How long it should need the nodes."""
+    deadline: datetime | None = None
+    """When it must be done."""
+    is_preemptible: bool = True
+    """Whether requests of higher priority may take its nodes."""
+    is_recovery: bool = False
+    """Whether it had nodes and lost them; it may use the nodes that stand by."""
+    affinity: list[str] = []
+    """Digests of its inputs: nodes that had them before are preferred."""
 
 
 class Lease(Message):
@@ -78,6 +102,25 @@ class Lease(Message):
     """The gang, in rank order."""
     ranks_per_node: int
     """Ranks on each."""
+    devices: list[list[int]] = []
+    """Indices of the GPUs on each node that are the holder's."""
+    request: LeaseRequest | None = None
+    """What it answers."""
+    granted_at: datetime | None = None
+    """Since when."""
+    is_backfill: bool = False
+    """Whether it was given nodes that another waits for, because it will be done in time."""
+    is_revoked: bool = False
+    """Whether its holder has been asked to give it back."""
+    is_protected: bool = False
+    """Whether it was given because the request starved, so that nobody preempts it."""
+
+    @property
+    def ends_by(self) -> datetime | None:
+        """When the nodes should be free again."""
+        if self.request is None or self.request.estimate is None or self.granted_at is None:
+            return None
+        return self.granted_at + self.request.estimate
 
 
 class LeaseRevoked(Message):
@@ -100,6 +143,10 @@ class ReleaseRequest(Message):
     """Holder's run."""
     epoch: int
     """Lease to release; 0 withdraws the pending request."""
+    workload: str = ""
+    """Digest of what ran, so that the speed of nodes can be compared."""
+    step_s: float | None = None
+    """Seconds that an optimizer step took, if steps were made."""
 
 
 class NodeCommand(Message):
@@ -122,6 +169,10 @@ class NodeStatus(Message):
     """Jobs with a lease on it."""
     ranks_used: int = 0
     """Ranks leased."""
+    gpus_used: int = 0
+    """GPUs leased."""
+    speed: float = 1.0
+    """Its step times against the best node's with the same workload: 1 is best."""
     since: datetime
     """When it came into this state."""
 
@@ -131,14 +182,74 @@ class QueuedRequest(Message):
 
     job_id: str
     """Who."""
+    project: str = "default"
+    """For whom."""
     priority: int
     """How urgent."""
+    position: int = 0
+    """Place in the queue; 1 is next."""
     nodes_wanted: int
     """Fewest nodes it can start with."""
     since: datetime
     """Since when."""
+    deadline: datetime | None = None
+    """When it must be done."""
     reason: str
     """Why it waits, for people."""
+
+
+Share = Annotated[float, Field(gt=0)]
+
+
+class Quota(Message):
+    """The most that a project may hold at once."""
+
+    nodes: Annotated[int, Field(ge=0)] | None = None
+    """Nodes, whole or in part."""
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    """GPUs."""
+    ranks: Annotated[int, Field(ge=0)] | None = None
+    """Ranks."""
+
+
+class SchedulerConfig(Message):
+    """How the cluster decides."""
+
+    policy: str = "bin-pack"
+    """Name of the placement policy: which of the nodes that would do are taken."""
+    weights: dict[str, Share] = {}
+    """Weight of a project's fair share; 1 if it is not named."""
+    quotas: dict[str, Quota] = {}
+    """Limits of projects."""
+    starves_after: timedelta = timedelta(hours=12)
+    """A request that has waited so long goes before all that have not."""
+    standby_nodes: Annotated[int, Field(ge=0)] = 0
+    """Idle nodes kept for runs that lose theirs."""
+    backfill_depth: Annotated[int, Field(ge=0)] = 100
+    """Requests behind the first blocked one that are looked at; 0 turns backfill off."""
+    preemption: bool = True
+    """Whether requests take nodes from leases of lower priority."""
+    grow_after: timedelta = timedelta(minutes=1)
+    """An elastic run that could have more nodes is started again with them after this."""
+
+
+class ProjectShare(Message):
+    """What a project holds."""
+
+    project: str
+    """Which."""
+    dominant_share: float
+    """Its largest share of any resource of the cluster, 0 to 1 (dominant resource fairness)."""
+    weight: float
+    """Weight by which shares are compared."""
+    nodes: int
+    """Nodes, whole or in part."""
+    gpus: int
+    """GPUs."""
+    ranks: int
+    """Ranks."""
+    waiting: int
+    """Requests that wait."""
 
 
 class ClusterStatus(Message):
@@ -150,6 +261,19 @@ class ClusterStatus(Message):
     """Requests that wait, in the order they will be served."""
     leases: list[Lease] = []
     """Leases in force."""
+    shares: list[ProjectShare] = []
+    """What each project holds."""
+    config: SchedulerConfig = SchedulerConfig()
+    """How the cluster decides."""
+
+
+class NodeHistory(Message):
+    """What is remembered of a node's work."""
+
+    speed: float = 1.0
+    """Moving average of (best seconds a step of any node) / (its own), by workload."""
+    affinity: list[str] = []
+    """Digests of the inputs it had last, newest last."""
 
 
 class ClusterState(Message):
@@ -163,6 +287,23 @@ class ClusterState(Message):
     """Leases in force."""
     next_epoch: int = 1
     """Epoch of the next grant."""
+    config: SchedulerConfig = SchedulerConfig()
+    """How the cluster decides."""
+    history: dict[str, NodeHistory] = {}
+    """By node."""
+    best_step_s: dict[str, float] = {}
+    """Fewest seconds a step took, by workload."""
+
+
+class Forecast(Message):
+    """When a request would be served, if everything takes as long as estimated."""
+
+    starts_at: datetime | None = None
+    """When it would get its nodes; none if never."""
+    ends_at: datetime | None = None
+    """When it would be done; none without an estimate."""
+    reason: str = ""
+    """Why it would never start."""
 
 
 class LeaseAudit(Message):

@@ -31,6 +31,7 @@ from loomos.manifest._document import (
     validate,
 )
 from loomos.manifest._document_model import Document, Name
+from loomos.manifest._resources import NodeRange, Resources
 from loomos.manifest._spec import (
     Data,
     EarlyStopping,
@@ -39,8 +40,6 @@ from loomos.manifest._spec import (
     LoRA,
     Metadata,
     Model,
-    NodeRange,
-    Resources,
     Retries,
     Runtime,
     Strategy,

@@ -9,11 +9,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from loomos.manifest._delivery import RolloutPlan, Verification
 from loomos.manifest._document_model import Document, Name
-from loomos.quantities import Duration, Quantity
+from loomos.manifest._resources import Resources
+from loomos.quantities import Duration
 
 LabelKey = Annotated[
     str, Field(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")
@@ -154,75 +155,6 @@ class Data(Document):
     """Tokenise, join with end-of-text, cut into `sequence_length` pieces."""
 
 
-class NodeRange(Document):
-    """An elastic gang: any number of nodes in the range that divides the batch."""
-
-    min: Annotated[int, Field(ge=1, le=10_000)]
-    """Fewest nodes to run with."""
-    max: Annotated[int, Field(ge=1, le=10_000)]
-    """Most nodes to take."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> NodeRange:
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is above max ({self.max}); swap them")
-        return self
-
-
-class Resources(Document):
-    """What one run needs of the cluster."""
-
-    nodes: Annotated[int, Field(ge=1, le=10_000)] | NodeRange = 1
-    """Nodes of the gang, or `{min, max}` for an elastic one."""
-    ranks_per_node: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Processes per node. Default: `gpu_count`, or 1."""
-    gpu_count: Annotated[int, Field(ge=0, le=64)] = 0
-    """GPUs each node must have free."""
-    gpu_type: Annotated[str, Field(min_length=1, max_length=63)] | None = None
-    """Substring of the GPU's name, such as A100."""
-    cpu: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Cores each node must have; ranks share them as torch threads. Default: one thread a rank."""
-    memory: Quantity | None = None
-    """Memory each node must have, such as 128Gi."""
-    memory_gb: Annotated[int, Field(ge=1)] | None = None
-    """The same in GiB."""
-    storage: Quantity | None = None
-    """Free disk each node must have, such as 500Gi."""
-    storage_gb: Annotated[int, Field(ge=1)] | None = None
-    """The same in GiB."""
-
-    @model_validator(mode="after")
-    def _one_spelling(self) -> Resources:
-        for field in ("memory", "storage"):
-            if getattr(self, field) is not None and getattr(self, f"{field}_gb") is not None:
-                raise ValueError(f"give {field} or {field}_gb, not both")
-        return self
-
-    @property
-    def node_range(self) -> NodeRange:
-        """The gang's size as a range."""
-        return (
-            self.nodes
-            if isinstance(self.nodes, NodeRange)
-            else NodeRange(min=self.nodes, max=self.nodes)
-        )
-
-    @property
-    def ranks(self) -> int:
-        """Ranks per node."""
-        return self.ranks_per_node or self.gpu_count or 1
-
-    @property
-    def memory_bytes(self) -> int:
-        """Memory a node must have."""
-        return self.memory if self.memory is not None else (self.memory_gb or 0) * 1024**3
-
-    @property
-    def storage_bytes(self) -> int:
-        """Disk a node must have free."""
-        return self.storage if self.storage is not None else (self.storage_gb or 0) * 1024**3
-
-
 class Strategy(Document):
     """How the ranks share the work."""
 
@@ -255,6 +187,14 @@ class Runtime(Document):
 
     max_duration: Duration | None = None
     """Time with nodes after which the run checkpoints and ends as failed."""
+    estimated_duration: Duration | None = None
+    """How long it should take with nodes; with it a run may fill gaps that others wait around.
+    Default: `max_duration`."""
+    deadline: AwareDatetime | None = None
+    """When it must be done, such as 2027-01-31T18:00:00Z. Within a priority the earliest goes
+    first; a submission that cannot meet its own is refused. Needs an estimated_duration."""
+    preemptible: bool = True
+    """Whether runs of higher priority may take its nodes; it checkpoints, and goes on later."""
     checkpoint_interval: Duration = timedelta(minutes=10)
     """Time between checkpoints."""
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
@@ -267,6 +207,31 @@ class Runtime(Document):
     """What failures may cost."""
     stop_grace: Duration = timedelta(seconds=30)
     """Time that ranks get for a last checkpoint when stopped."""
+
+    @model_validator(mode="after")
+    def _deadline_needs_an_estimate(self) -> Runtime:
+        if self.deadline is not None and self.estimate is None:
+            raise ValueError("deadline needs estimated_duration or max_duration; add one")
+        return self
+
+    @property
+    def estimate(self) -> timedelta | None:
+        """Time with nodes that is planned for."""
+        return self.estimated_duration or self.max_duration
+
+
+class Dependency(Document):
+    """A job that must have ended before this one asks for nodes."""
+
+    job: Annotated[str, Field(min_length=1, max_length=128)]
+    """Its id."""
+    on_failure: Literal["fail", "run"] = "fail"
+    """If it fails or is cancelled: fail too, or run all the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_id(cls, value: Any) -> Any:
+        return {"job": value} if isinstance(value, str) else value
 
 
 class TrainingSpec(Document):
@@ -282,6 +247,8 @@ class TrainingSpec(Document):
     """What to train on."""
     resources: Resources = Resources()
     """What to train with."""
+    depends_on: Annotated[list[Dependency], Field(max_length=64)] = []
+    """Jobs that must have ended first, by id or as `{job, on_failure}`."""
     strategy: Strategy = Strategy()
     """How ranks share the work."""
     runtime: Runtime = Runtime()

@@ -1,9 +1,7 @@
-"""Who gets which nodes: gang leases, all or nothing, by priority and then age.
+"""Nodes, queue and leases of a cluster: gang leases, all or nothing.
 
-Pure state and rules; the `Cluster` workflow feeds it events and sends what it decides. The first
-request in the queue that the registered nodes could serve blocks all behind it, so that a large
-gang is not starved by small ones. A request that no set of registered nodes could serve, even if
-idle, waits aside and blocks nobody.
+Pure state; the `Cluster` workflow feeds it events and sends what it decides. How it decides is in
+`scheduling`.
 """
 
 from __future__ import annotations
@@ -19,20 +17,24 @@ from loomos.jobs.cluster import (
     LeaseRequest,
     LeaseRevoked,
     NodeCommand,
+    NodeHistory,
     NodeInfo,
     NodeStatus,
+    ProjectShare,
     QueuedRequest,
     ReleaseRequest,
+    SchedulerConfig,
 )
 from loomos.jobs.states import NodeState
+from loomos.nexus.amounts import capacity
+from loomos.nexus.policies import find_policy
+from loomos.nexus.scheduling import Grant, Round
+from loomos.nexus.usage import Holding, Usage, Waiting
 
-
-@dataclass
-class Waiting:
-    """A request in the queue."""
-
-    request: LeaseRequest
-    since: datetime
+REMEMBERED = 64
+"""Workloads whose best step is remembered, and inputs of a node."""
+LEARNING_RATE = 0.3
+"""Weight of the newest measurement in a node's speed."""
 
 
 @dataclass
@@ -43,6 +45,10 @@ class Allocation:
     queue: list[Waiting] = field(default_factory=list)
     leases: dict[int, Lease] = field(default_factory=dict)
     next_epoch: int = 1
+    config: SchedulerConfig = field(default_factory=SchedulerConfig)
+    history: dict[str, NodeHistory] = field(default_factory=dict)
+    best_step_s: dict[str, float] = field(default_factory=dict)
+    _used: Usage | None = None
 
     @classmethod
     def from_state(cls, state: ClusterState) -> Allocation:
@@ -52,6 +58,9 @@ class Allocation:
             queue=[Waiting(request, since) for request, since in state.queue],
             leases={lease.epoch: lease for lease in state.leases},
             next_epoch=state.next_epoch,
+            config=state.config,
+            history=dict(state.history),
+            best_step_s=dict(state.best_step_s),
         )
 
     def to_state(self) -> ClusterState:
@@ -61,7 +70,15 @@ class Allocation:
             queue=[(waiting.request, waiting.since) for waiting in self.queue],
             leases=list(self.leases.values()),
             next_epoch=self.next_epoch,
+            config=self.config,
+            history=self.history,
+            best_step_s=self.best_step_s,
         )
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether time alone may bring something to decide."""
+        return bool(self.leases or self.queue)
 
     # --- nodes ---
 
@@ -76,6 +93,7 @@ class Allocation:
             state = known.state
         if known is None or known.info != info or known.state != state:
             self.nodes[info.node_id] = NodeStatus(info=info, state=state, since=now)
+            self._used = None
         return revoked
 
     def lose(
@@ -99,6 +117,8 @@ class Allocation:
         node_id = command.node_id
         if command.action == "remove":
             del self.nodes[node_id]
+            self.history.pop(node_id, None)
+            self._used = None
         elif command.action == "cordon":
             self._set_state(node_id, NodeState.CORDONED, now)
         elif command.action == "uncordon":
@@ -126,6 +146,7 @@ class Allocation:
         node = self.nodes[node_id]
         if node.state != state:
             self.nodes[node_id] = node.model_copy(update={"state": state, "since": now})
+            self._used = None
 
     def _revoke(
         self, node_id: str, reason: str, lost: list[str]
@@ -136,9 +157,11 @@ class Allocation:
             for lease in self.leases.values()
             if any(node.node_id == node_id for node in lease.nodes)
         ]
-        if lost:
-            for lease in found:
-                del self.leases[lease.epoch]
+        for lease in found:
+            if lost:
+                self._end(lease)
+            else:
+                self.leases[lease.epoch] = lease.model_copy(update={"is_revoked": True})
         return [
             (lease, LeaseRevoked(epoch=lease.epoch, lost_nodes=lost, reason=reason))
             for lease in found
@@ -148,9 +171,9 @@ class Allocation:
 
     def request(self, request: LeaseRequest, now: datetime) -> None:
         """Queue a request; a second one of the same job replaces the first."""
-        for waiting in self.queue:
+        for index, waiting in enumerate(self.queue):
             if waiting.request.job_id == request.job_id:
-                waiting.request = request
+                self.queue[index] = Waiting(request, waiting.since)
                 return
         self.queue.append(Waiting(request, now))
 
@@ -165,69 +188,87 @@ class Allocation:
             return
         lease = self.leases.get(release.epoch)
         if lease is not None and lease.job_id == release.job_id:
-            del self.leases[release.epoch]
+            self._end(lease)
+            self._learn(lease, release)
         for node in list(self.nodes.values()):
             if node.state == NodeState.DRAINING and not self._jobs_on(node.info.node_id):
                 self._set_state(node.info.node_id, NodeState.CORDONED, now)
 
-    def grant(self) -> list[Lease]:
-        """Grant what can be granted now, in order."""
-        granted: list[Lease] = []
-        for waiting in self._ordered():
-            request = waiting.request
-            nodes = self._choose(request, only_free=True)
-            if nodes is None:
-                if self._choose(request, only_free=False) is None:
-                    continue
-                break
-            lease = Lease(
-                epoch=self.next_epoch,
-                job_id=request.job_id,
-                run_id=request.run_id,
-                ticket=request.ticket,
-                nodes=nodes,
-                ranks_per_node=request.resources.ranks,
-            )
-            self.next_epoch += 1
-            self.leases[lease.epoch] = lease
-            self.queue.remove(waiting)
-            granted.append(lease)
-        return granted
+    def decide(self, now: datetime) -> tuple[list[Lease], list[tuple[Lease, LeaseRevoked]]]:
+        """Grant what can be granted now, in order, and ask back what stands in the way."""
+        made = self._round(now).decide()
+        asked_back = []
+        for lease, reason in made.revocations:
+            self.leases[lease.epoch] = lease.model_copy(update={"is_revoked": True})
+            asked_back.append((lease, LeaseRevoked(epoch=lease.epoch, reason=reason)))
+        given = [self._lease(grant, now) for grant in made.grants]
+        if given:
+            granted = {lease.job_id for lease in given}
+            self.queue = [w for w in self.queue if w.request.job_id not in granted]
+        return given, asked_back
 
-    def _ordered(self) -> list[Waiting]:
-        return sorted(
-            self.queue, key=lambda w: (w.request.priority, w.request.submitted_at, w.request.job_id)
+    def configure(self, config: SchedulerConfig) -> None:
+        """Decide in another way from now on.
+
+        Raises:
+            InvalidInput: there is no such policy.
+        """
+        find_policy(config.policy)
+        self.config = config
+
+    def _round(self, now: datetime) -> Round:
+        return Round(
+            self._usage(), list(self.leases.values()), self.queue, self.config, self.history, now
         )
 
-    def _choose(self, request: LeaseRequest, *, only_free: bool) -> list[NodeInfo] | None:
-        """The gang that a request would get: as large as allowed; fullest nodes first."""
-        wanted, ranks = request.resources.node_range, request.resources.ranks
-        fitting = [
-            node.info
-            for node in sorted(
-                self.nodes.values(), key=lambda n: (-self._ranks_on(n.info.node_id), n.info.node_id)
-            )
-            if node.state == NodeState.READY
-            and _has(node.info, request)
-            and (not only_free or self._free_ranks(node.info) >= ranks)
-        ]
-        for count in range(min(wanted.max, len(fitting)), wanted.min - 1, -1):
-            if not request.batch_size or request.batch_size % (count * ranks) == 0:
-                return sorted(fitting[:count], key=lambda info: info.node_id)
-        return None
+    def _usage(self) -> Usage:
+        """Kept between rounds; made anew after a change of nodes."""
+        if self._used is None:
+            self._used = Usage(self.nodes, self.leases.values())
+        return self._used
 
-    def _free_ranks(self, info: NodeInfo) -> int:
-        """Ranks left on a node. One with GPUs is leased whole: its devices are not shared."""
-        used = self._ranks_on(info.node_id)
-        return 0 if info.gpus and used else info.max_ranks - used
-
-    def _ranks_on(self, node_id: str) -> int:
-        return sum(
-            lease.ranks_per_node
-            for lease in self.leases.values()
-            for node in lease.nodes
-            if node.node_id == node_id
+    def _lease(self, grant: Grant, now: datetime) -> Lease:
+        request, usage = grant.waiting.request, self._usage()
+        nodes = [self.nodes[node_id].info for node_id in sorted(grant.node_ids)]
+        lease = Lease(
+            epoch=self.next_epoch,
+            job_id=request.job_id,
+            run_id=request.run_id,
+            ticket=request.ticket,
+            nodes=nodes,
+            ranks_per_node=request.resources.ranks,
+            devices=[usage.devices(info, grant.waiting) for info in nodes],
+            request=request,
+            granted_at=now,
+            is_backfill=grant.is_backfill,
+            is_protected=grant.is_protected,
         )
+        self.next_epoch += 1
+        self.leases[lease.epoch] = lease
+        usage.take(lease)
+        for info in nodes:
+            known = self.history.get(info.node_id, NodeHistory())
+            recent = [d for d in known.affinity if d not in request.affinity] + request.affinity
+            self.history[info.node_id] = known.model_copy(update={"affinity": recent[-REMEMBERED:]})
+        return lease
+
+    def _end(self, lease: Lease) -> None:
+        del self.leases[lease.epoch]
+        if self._used is not None:
+            self._used.give(lease)
+
+    def _learn(self, lease: Lease, release: ReleaseRequest) -> None:
+        """Compare the step time of a gang with the best that was seen of the same workload."""
+        if release.step_s is None or release.step_s <= 0:
+            return
+        best = min(release.step_s, self.best_step_s.pop(release.workload, release.step_s))
+        self.best_step_s[release.workload] = best
+        while len(self.best_step_s) > REMEMBERED:
+            del self.best_step_s[next(iter(self.best_step_s))]
+        for node in lease.nodes:
+            known = self.history.get(node.node_id, NodeHistory())
+            speed = known.speed + LEARNING_RATE * (best / release.step_s - known.speed)
+            self.history[node.node_id] = known.model_copy(update={"speed": speed})
 
     def _jobs_on(self, node_id: str) -> list[str]:
         return sorted(
@@ -238,53 +279,57 @@ class Allocation:
 
     # --- looking ---
 
-    def status(self) -> ClusterStatus:
+    def status(self, now: datetime) -> ClusterStatus:
         """The whole cluster, for people."""
+        usage = self._usage()
+        whole = {node_id: capacity(node.info) for node_id, node in self.nodes.items()}
+        waiting = {w.request.job_id: w for w in self.queue}
+        # What would be granted now waits for nothing but its turn in the workflow.
+        reasons = self._round(now).decide(explain=True).reasons
+        reasons |= {job: "is about to get nodes" for job in waiting if job not in reasons}
         return ClusterStatus(
             nodes=[
                 node.model_copy(
                     update={
                         "jobs": self._jobs_on(node_id),
-                        "ranks_used": self._ranks_on(node_id),
+                        "ranks_used": whole[node_id].ranks - usage.free[node_id].ranks,
+                        "gpus_used": whole[node_id].gpus - usage.free[node_id].gpus,
+                        "speed": self.history.get(node_id, NodeHistory()).speed,
                     }
                 )
                 for node_id, node in sorted(self.nodes.items())
             ],
             queue=[
                 QueuedRequest(
-                    job_id=w.request.job_id,
-                    priority=w.request.priority,
-                    nodes_wanted=w.request.resources.node_range.min,
-                    since=w.since,
-                    reason=self._why(w.request),
+                    job_id=job,
+                    project=waiting[job].request.project,
+                    priority=waiting[job].request.priority,
+                    position=position,
+                    nodes_wanted=waiting[job].request.resources.node_range.min,
+                    since=waiting[job].since,
+                    deadline=waiting[job].request.deadline,
+                    reason=reason,
                 )
-                for w in self._ordered()
+                for position, (job, reason) in enumerate(reasons.items(), 1)
             ],
             leases=list(self.leases.values()),
+            shares=self._shares(usage),
+            config=self.config,
         )
 
-    def _why(self, request: LeaseRequest) -> str:
-        if self._choose(request, only_free=True) is not None:
-            return "behind requests of higher priority or age"
-        if self._choose(request, only_free=False) is not None:
-            return "nodes that would do are in use"
-        wanted = request.resources.node_range.min
-        fitting = sum(_has(node.info, request) for node in self.nodes.values())
-        return (
-            f"needs {wanted} ready nodes with what it asks for; "
-            f"{fitting} of {len(self.nodes)} known nodes have it"
+    def _shares(self, usage: Usage) -> list[ProjectShare]:
+        projects = {w.request.project for w in self.queue}
+        projects |= {lease.request.project for lease in self.leases.values() if lease.request}
+        return [self._share(project, usage) for project in sorted(projects)]
+
+    def _share(self, project: str, usage: Usage) -> ProjectShare:
+        amounts, nodes = usage.by_project.get(project, Holding())
+        return ProjectShare(
+            project=project,
+            dominant_share=usage.share(amounts),
+            weight=self.config.weights.get(project, 1.0),
+            nodes=nodes,
+            gpus=amounts.gpus,
+            ranks=amounts.ranks,
+            waiting=sum(w.request.project == project for w in self.queue),
         )
-
-
-def _has(info: NodeInfo, request: LeaseRequest) -> bool:
-    """Whether a node, idle, has what each node of the gang must have."""
-    needs = request.resources
-    return (
-        info.max_ranks >= needs.ranks
-        and info.cpu_count >= (needs.cpu or 0)
-        and info.memory_bytes >= needs.memory_bytes
-        and info.storage_bytes >= needs.storage_bytes
-        and len(info.gpus) >= needs.gpu_count
-        and (needs.gpu_type is None or any(needs.gpu_type in gpu for gpu in info.gpus))
-        and (not request.node_ids or info.node_id in request.node_ids)
-    )

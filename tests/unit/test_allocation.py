@@ -50,7 +50,7 @@ def ask(allocation: Allocation, job: str, at_s: int = 0, **fields: Any) -> None:
 
 
 def granted(allocation: Allocation) -> dict[str, list[str]]:
-    return {lease.job_id: [n.node_id for n in lease.nodes] for lease in allocation.grant()}
+    return {lease.job_id: [n.node_id for n in lease.nodes] for lease in allocation.decide(START)[0]}
 
 
 def give_back(allocation: Allocation, job: str) -> None:
@@ -71,7 +71,7 @@ def test_two_jobs_run_and_the_third_follows_when_a_node_frees() -> None:
 def test_a_higher_priority_goes_first() -> None:
     allocation = cluster(node("a"))
     ask(allocation, "running")
-    allocation.grant()
+    allocation.decide(START)[0]
     ask(allocation, "early", 1, priority=3)
     ask(allocation, "urgent", 2, priority=1)
     give_back(allocation, "running")
@@ -81,7 +81,7 @@ def test_a_higher_priority_goes_first() -> None:
 def test_a_gang_gets_all_its_nodes_or_none() -> None:
     allocation = cluster(node("a"), node("b"))
     ask(allocation, "small")
-    allocation.grant()
+    allocation.decide(START)[0]
     ask(allocation, "gang", 1, nodes=2)
     assert granted(allocation) == {}
     give_back(allocation, "small")
@@ -91,11 +91,11 @@ def test_a_gang_gets_all_its_nodes_or_none() -> None:
 def test_small_jobs_do_not_starve_a_gang() -> None:
     allocation = cluster(node("a"), node("b"))
     ask(allocation, "first")
-    allocation.grant()
+    allocation.decide(START)[0]
     ask(allocation, "gang", 1, nodes=2)
     ask(allocation, "small", 2)
     assert granted(allocation) == {}
-    assert [q.job_id for q in allocation.status().queue] == ["gang", "small"]
+    assert [q.job_id for q in allocation.status(START).queue] == ["gang", "small"]
 
 
 def test_a_request_that_no_node_can_serve_blocks_nobody() -> None:
@@ -103,7 +103,7 @@ def test_a_request_that_no_node_can_serve_blocks_nobody() -> None:
     ask(allocation, "impossible", resources=Resources(gpu_count=8, gpu_type="H100"), priority=1)
     ask(allocation, "possible", 1)
     assert granted(allocation) == {"possible": ["a"]}
-    (waiting,) = allocation.status().queue
+    (waiting,) = allocation.status(START).queue
     assert waiting.reason == (
         "needs 1 ready nodes with what it asks for; 0 of 1 known nodes have it"
     )
@@ -119,7 +119,7 @@ def test_an_elastic_gang_takes_as_many_nodes_as_divide_its_batch() -> None:
 def test_a_new_incarnation_ends_the_leases_of_the_old() -> None:
     allocation = cluster(node("a"), node("b"))
     ask(allocation, "gang", nodes=2)
-    allocation.grant()
+    allocation.decide(START)[0]
     ((lease, message),) = allocation.register(node("b", incarnation="2"), START)
     assert (lease.job_id, message.lost_nodes) == ("gang", ["b"])
     assert allocation.leases == {}
@@ -135,7 +135,7 @@ def test_the_loss_of_an_old_incarnation_is_no_news() -> None:
 def test_a_drained_node_is_cordoned_once_its_lease_is_back() -> None:
     allocation = cluster(node("a"), node("b"))
     ask(allocation, "job")
-    allocation.grant()
+    allocation.decide(START)[0]
     ((_, message),) = allocation.command(NodeCommand(node_id="a", action="drain"), START)
     assert message.lost_nodes == []
     assert allocation.nodes["a"].state == NodeState.DRAINING
@@ -170,11 +170,11 @@ def test_a_node_with_gpus_is_leased_whole() -> None:
 def test_releasing_twice_is_harmless() -> None:
     allocation = cluster(node("a"))
     ask(allocation, "job")
-    (lease,) = allocation.grant()
+    (lease,) = allocation.decide(START)[0]
     release = ReleaseRequest(job_id="job", run_id="r", epoch=lease.epoch)
     allocation.release(release, START)
     ask(allocation, "next", 1)
-    allocation.grant()
+    allocation.decide(START)[0]
     allocation.release(release, START)
     assert [lease.job_id for lease in allocation.leases.values()] == ["next"]
 
@@ -182,10 +182,10 @@ def test_releasing_twice_is_harmless() -> None:
 def test_the_state_survives_a_new_run() -> None:
     allocation = cluster(node("a"), node("b"))
     ask(allocation, "one", nodes=2)
-    allocation.grant()
+    allocation.decide(START)[0]
     ask(allocation, "two", 1)
     again = Allocation.from_state(allocation.to_state())
-    assert again.status() == allocation.status()
+    assert again.status(START) == allocation.status(START)
     assert again.next_epoch == 2
 
 
@@ -217,8 +217,8 @@ def test_no_rank_is_ever_leased_twice(script: list[tuple[str, int, int, int]]) -
             allocation.lose(f"n{who}", known, START)
         else:
             allocation.register(node(f"n{who}", max_ranks=2, incarnation=str(second)), START)
-        epochs += [lease.epoch for lease in allocation.grant()]
-        for status in allocation.status().nodes:
+        epochs += [lease.epoch for lease in allocation.decide(START)[0]]
+        for status in allocation.status(START).nodes:
             assert status.ranks_used <= status.info.max_ranks
             assert status.state != NodeState.LOST or not status.jobs
     assert epochs == sorted(set(epochs))
