@@ -8,10 +8,16 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.failures import in_thread
 from loomos.jobs.cluster import LeaseAudit
-from loomos.jobs.training import AttemptPlan, OpenAttempt, ResolvedInputs
+from loomos.jobs.states import JobState
+from loomos.jobs.training import AttemptPlan, JobsEnded, JobsLook, OpenAttempt, ResolvedInputs
 from loomos.manifest import TrainingSpec
 from loomos.settings import Settings
 from loomos.storage import open_store
+
+_ENDS: dict[WorkflowExecutionStatus | None, JobState] = {
+    WorkflowExecutionStatus.COMPLETED: JobState.COMPLETED,
+    WorkflowExecutionStatus.CANCELED: JobState.CANCELLED,
+}
 
 
 class ControlActivities:
@@ -49,15 +55,29 @@ class ControlActivities:
         gone: list[tuple[str, str]] = []
         for job_id, run_id in audit.holders:
             activity.heartbeat(job_id)
-            try:
-                description = await self._client.get_workflow_handle(
-                    job_id, run_id=run_id
-                ).describe()
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
-                gone.append((job_id, run_id))
-                continue
-            if description.status != WorkflowExecutionStatus.RUNNING:
+            if await self._status(job_id, run_id) != WorkflowExecutionStatus.RUNNING:
                 gone.append((job_id, run_id))
         return LeaseAudit(holders=gone)
+
+    @activity.defn
+    async def look_at_jobs(self, look: JobsLook) -> JobsEnded:
+        """Of these jobs, those that have ended, and how."""
+        ended: dict[str, JobState] = {}
+        for job_id in look.job_ids:
+            activity.heartbeat(job_id)
+            status = await self._status(job_id)
+            if status != WorkflowExecutionStatus.RUNNING:
+                ended[job_id] = _ENDS.get(status, JobState.FAILED)
+        return JobsEnded(ended=ended)
+
+    async def _status(
+        self, job_id: str, run_id: str | None = None
+    ) -> WorkflowExecutionStatus | None:
+        """How a workflow is; None if it is not known."""
+        handle = self._client.get_workflow_handle(job_id, run_id=run_id)
+        try:
+            return (await handle.describe()).status
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return None

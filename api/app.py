@@ -18,6 +18,7 @@ from api.routes import (
     ledger,
     models,
     rollouts,
+    scheduler,
     schedules,
     serving,
     verifications,
@@ -61,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.http = http
             app.state.gateway = Gateway(
                 workflows=workflows,
+                cluster=workflows.cluster,
                 delivery=DeliveryClient(client),
                 schedules=ScheduleClient(client, store),
                 traffic=Traffic(store),
@@ -84,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         health,
         jobs,
         cluster,
+        scheduler,
         ledger,
         models,
         rollouts,

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.traffic import Traffic
+from loomos.client.cluster import ClusterClient
 from loomos.client.delivery import DeliveryClient
 from loomos.client.schedules import ScheduleClient
 from loomos.client.workflows import WorkflowClient
@@ -25,7 +26,9 @@ class Gateway:
     """The parts behind the gateway."""
 
     workflows: WorkflowClient
-    """Temporal."""
+    """Jobs, on Temporal."""
+    cluster: ClusterClient
+    """Nodes and the queue, on Temporal."""
     store: Store
     """Artifacts."""
     signing_key: str

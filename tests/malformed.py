@@ -83,6 +83,10 @@ CHANGED: list[tuple[str, Any]] = [
     ("spec.resources.gpu_count", False),
     ("spec.resources.memory", "128Gb"),
     ("spec.resources.memroy", "1Gi"),
+    ("spec.resources.min_bandwidth_gbps", 0),
+    ("spec.depends_on", [{"job": "a", "on_failure": "ignore"}]),
+    ("spec.runtime.deadline", "tomorrow"),
+    ("spec.runtime.deadline", "2027-01-31T18:00:00"),
     ("spec.strategy.type", "fsdp3"),
     ("spec.runtime.max_duration", 24),
     ("spec.runtime.max_duration", "a day"),
@@ -103,6 +107,9 @@ def malformed() -> list[Malformed]:
     found += [
         Malformed("no end", _without(f"{TUNING}.max_steps"), "spec"),
         Malformed("batch not divisible", _with(f"{TUNING}.batch_size", 7), "spec"),
+        Malformed(
+            "no estimate", _with("spec.runtime.deadline", "2027-01-31T18:00:00Z"), "spec.runtime"
+        ),
         Malformed("no data", _without("spec.data"), "spec"),
         Malformed("not a mapping", ["apiVersion"], "$"),
         Malformed("empty", {}, "apiVersion"),

@@ -21,6 +21,7 @@ from activities.verification import VerificationActivities
 from loomos.client.temporal import connect
 from loomos.jobs.names import CONTROL_QUEUE
 from loomos.loomdb import LoomDB
+from loomos.nexus.policies import load_policies
 from loomos.runtime import run_process
 from loomos.settings import load_settings
 from workers.build import deployment
@@ -54,6 +55,7 @@ def sandbox() -> SandboxedWorkflowRunner:
 async def main(stop: asyncio.Event) -> None:
     """Serve until asked to stop; then finish what runs."""
     settings = load_settings()
+    load_policies()
     client = await connect(settings.temporal, patience_s=60)
     control = ControlActivities(settings, client)
     db = LoomDB(settings.loomdb.url, may_lead=False)
@@ -71,6 +73,7 @@ async def main(stop: asyncio.Event) -> None:
             control.open_attempt,
             control.noop,
             control.audit_leases,
+            control.look_at_jobs,
             ledger.record_facts,
             ledger.record_checkpoints,
             ledger.attest_model,

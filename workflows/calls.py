@@ -19,6 +19,8 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.message import Empty
     from loomos.jobs.training import (
         AttemptPlan,
+        JobsEnded,
+        JobsLook,
         ModelVersion,
         OpenAttempt,
         PublishRequest,
@@ -56,6 +58,20 @@ async def resolve_inputs(spec: TrainingSpec) -> ResolvedInputs:
         summary="pin model and data",
     )
     return inputs
+
+
+async def look_at_jobs(look: JobsLook) -> JobsEnded:
+    """Which of some jobs have ended."""
+    found: JobsEnded = await workflow.execute_activity(
+        "look_at_jobs",
+        look,
+        result_type=JobsEnded,
+        start_to_close_timeout=timedelta(minutes=1),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=QUICK,
+        summary="look whether they have ended",
+    )
+    return found
 
 
 async def open_attempt(request: OpenAttempt) -> AttemptPlan:

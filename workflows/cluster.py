@@ -19,6 +19,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from loomos.errors import LoomOSError
     from loomos.jobs.cluster import (
+        AdviceList,
         ClusterState,
         ClusterStatus,
         Forecast,
@@ -32,6 +33,7 @@ with workflow.unsafe.imports_passed_through():
         SchedulerConfig,
     )
     from loomos.jobs.states import NodeState
+    from loomos.nexus.advice import advise
     from loomos.nexus.allocation import Allocation
     from loomos.nexus.forecast import forecast
     from loomos.nexus.policies import find_policy
@@ -124,6 +126,11 @@ class Cluster:
     def forecast(self, request: LeaseRequest) -> Forecast:
         """When a request would be served, if everything takes as long as estimated."""
         return forecast(self._allocation, request, workflow.now())
+
+    @workflow.query
+    def advice(self) -> AdviceList:
+        """What could be asked for differently."""
+        return AdviceList(advice=advise(self._allocation, workflow.now()))
 
     # --- what the loop does ---
 

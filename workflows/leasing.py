@@ -6,31 +6,13 @@ Held by a workflow that has the signals `lease_granted` and `lease_revoked`, whi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import NamedTuple
+from collections.abc import Callable
 
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from loomos.jobs.cluster import Lease, LeaseRequest, LeaseRevoked, ReleaseRequest
     from loomos.jobs.names import CLUSTER_WORKFLOW_ID
-    from loomos.manifest import Resources
-
-
-class Want(NamedTuple):
-    """What a workflow needs of the cluster now."""
-
-    resources: Resources
-    """What each node must have, and how many."""
-    submitted_at: datetime
-    """Its age in the queue, however often it comes back."""
-    priority: int
-    """1 is served first."""
-    batch_size: int = 0
-    """Gang sizes must divide it; 0 for no such rule."""
-    node_ids: Sequence[str] = ()
-    """If given, only these nodes will do."""
 
 
 class Leasing:
@@ -38,10 +20,10 @@ class Leasing:
 
     Args:
         holder: the workflow's id, by which the cluster knows it.
-        want: what is needed, asked for each time a request is sent.
+        want: what is needed, asked for each time a request is sent; who asks is filled in.
     """
 
-    def __init__(self, holder: str, want: Callable[[], Want]) -> None:
+    def __init__(self, holder: str, want: Callable[[], LeaseRequest]) -> None:
         self._holder, self._want = holder, want
         self._ticket = 0
         self._waits = False
@@ -71,26 +53,19 @@ class Leasing:
             await self._request()
 
     async def _request(self) -> None:
-        want = self._want()
-        await self._cluster.signal(
-            "request_lease",
-            LeaseRequest(
-                job_id=self._holder,
-                run_id=workflow.info().run_id,
-                ticket=self._ticket,
-                submitted_at=want.submitted_at,
-                resources=want.resources,
-                batch_size=want.batch_size,
-                priority=want.priority,
-                node_ids=list(want.node_ids),
-            ),
-        )
+        who = {"job_id": self._holder, "run_id": workflow.info().run_id, "ticket": self._ticket}
+        await self._cluster.signal("request_lease", self._want().model_copy(update=who))
 
-    async def release(self) -> None:
-        """Give back what is held, or take the request back."""
+    async def release(self, workload: str = "", step_s: float | None = None) -> None:
+        """Give back what is held, or take the request back.
+
+        Args:
+            workload: what ran, if it can be compared with others.
+            step_s: seconds that one of its steps took.
+        """
         epoch = self.lease.epoch if self.lease else 0
         self.lease = None
-        await self._send_release(epoch)
+        await self._send_release(epoch, workload, step_s)
 
     async def granted(self, lease: Lease) -> None:
         """The cluster gives nodes; those that nobody waits for go back."""
@@ -105,10 +80,18 @@ class Leasing:
         if self.lease is not None and self.lease.epoch == message.epoch:
             self.revoked = message
 
-    async def _send_release(self, epoch: int) -> None:
+    async def _send_release(
+        self, epoch: int, workload: str = "", step_s: float | None = None
+    ) -> None:
         await self._cluster.signal(
             "release_lease",
-            ReleaseRequest(job_id=self._holder, run_id=workflow.info().run_id, epoch=epoch),
+            ReleaseRequest(
+                job_id=self._holder,
+                run_id=workflow.info().run_id,
+                epoch=epoch,
+                workload=workload,
+                step_s=step_s,
+            ),
         )
 
     @property

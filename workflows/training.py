@@ -16,13 +16,14 @@ from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from loomos.jobs.cluster import Lease, LeaseRevoked
+    from loomos.jobs.cluster import Lease, LeaseRequest, LeaseRevoked
     from loomos.jobs.facts import AttestModel
     from loomos.jobs.names import label_list
     from loomos.jobs.states import JobState
     from loomos.jobs.training import (
         AttemptPlan,
         CarriedState,
+        JobEnded,
         JobResult,
         JobStatus,
         JobUpdate,
@@ -35,13 +36,15 @@ with workflow.unsafe.imports_passed_through():
         TrainingRunInput,
         TrainOutcome,
     )
+    from loomos.nexus.requests import step_seconds, training_request, workload
     from loomos.quantities import format_duration
     from workflows import calls
     from workflows.delivery import deliver
+    from workflows.dependencies import Dependencies
     from workflows.facts import FactBook
     from workflows.gang import GangEnd, GangFailed, run_gang
     from workflows.journal import Journal
-    from workflows.leasing import Leasing, Want
+    from workflows.leasing import Leasing
 
 PRIORITY = SearchAttributeKey.for_int("LoomPriority")
 LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
@@ -69,6 +72,7 @@ class TrainingRun:
         self._ran_for = carried.ran_for
         self._labels = job.labels
         self._leasing = Leasing(job.job_id, self._want)
+        self._dependencies = Dependencies(job.job_id, job.spec.depends_on, list(carried.dependents))
         self._stop_wish = ""
         self._migrate_to: list[str] = []
         self._model: ModelVersion | None = None
@@ -80,6 +84,7 @@ class TrainingRun:
     async def run(self, job: TrainingRunInput) -> JobResult:
         """Carry the job through its life."""
         try:
+            await self._await_dependencies()
             if job.spec.algorithm == "noop":
                 return await self._noop()
             await self._resolve()
@@ -93,6 +98,7 @@ class TrainingRun:
                 JobState.COMPLETED,
                 f"published {self._model.name}@{self._model.version}{delivered.said}",
             )
+            await self._dependencies.tell(JobState.COMPLETED)
             return JobResult(
                 state=self._journal.state,
                 step=self._outcome.step if self._outcome else 0,
@@ -106,10 +112,18 @@ class TrainingRun:
 
     # --- phases ---
 
+    async def _await_dependencies(self) -> None:
+        """Wait for the jobs that this one depends on, once in its life."""
+        if self._inputs is None and self._dependencies.pending:
+            waits_for = ", ".join(self._dependencies.pending)
+            self._journal.enter(JobState.QUEUED, f"waits for {waits_for}")
+            await self._dependencies.wait()
+
     async def _noop(self) -> JobResult:
         self._journal.enter(JobState.RUNNING, "does nothing")
         await calls.noop()
         self._journal.enter(JobState.COMPLETED, "did nothing")
+        await self._dependencies.tell(JobState.COMPLETED)
         return JobResult(state=self._journal.state)
 
     async def _resolve(self) -> None:
@@ -140,7 +154,14 @@ class TrainingRun:
             return await self._publish(lease)
         finally:
             self._ran_for += workflow.now() - began
-            await self._leasing.release()
+            await self._leasing.release(*self._speed(lease))
+
+    def _speed(self, lease: Lease) -> tuple[str, float | None]:
+        """What ran, and how long a step took, so that the cluster learns how fast nodes are."""
+        assert self._inputs is not None
+        world_size = len(lease.nodes) * lease.ranks_per_node
+        step_s = step_seconds(self._job, self._journal.progress)
+        return workload(self._job, self._inputs, world_size), step_s
 
     async def _acquire(self) -> Lease | None:
         """Wait for a gang of nodes; None if paused meanwhile."""
@@ -151,15 +172,14 @@ class TrainingRun:
         self._migrate_to = []
         return lease
 
-    def _want(self) -> Want:
+    def _want(self) -> LeaseRequest:
         """What the job needs of the cluster now."""
-        tuning = self._job.spec.model.fine_tuning_config if self._job.spec.model else None
-        return Want(
-            resources=self._job.spec.resources,
-            submitted_at=self._submitted_at,
-            priority=self._priority,
-            batch_size=tuning.batch_size if tuning else 0,
-            node_ids=self._migrate_to,
+        return training_request(self._job, self._submitted_at, self._inputs).model_copy(
+            update={
+                "priority": self._priority,
+                "node_ids": self._migrate_to,
+                "is_recovery": self._failures > 0,
+            }
         )
 
     async def _attempt(self, lease: Lease) -> GangEnd | GangFailed:
@@ -183,6 +203,7 @@ class TrainingRun:
                     ranks_per_node=lease.ranks_per_node,
                     spec=self._job.spec,
                     inputs=self._inputs,
+                    devices=lease.devices[rank] if lease.devices else [],
                 ),
                 f"{node.node_id}, attempt {plan.generation}, from step {first}",
             )
@@ -307,6 +328,16 @@ class TrainingRun:
         self._leasing.take_back(message)
 
     @workflow.signal
+    def add_dependent(self, job_id: str) -> None:
+        """A job wants to be told of this one's end."""
+        self._dependencies.add(job_id)
+
+    @workflow.signal
+    def dependency_ended(self, ended: JobEnded) -> None:
+        """A job that this one depends on tells of its end."""
+        self._dependencies.hear(ended)
+
+    @workflow.signal
     def progress(self, progress: Progress) -> None:
         """The gang tells how far it is; at most once a minute."""
         if self._journal.hear(progress):
@@ -418,6 +449,7 @@ class TrainingRun:
             self._facts.ended(state, message)
             await self._facts.settle()
         self._journal.enter(state, message)
+        await self._dependencies.tell(state)
 
     async def _continue_as_new_if_long(self) -> None:
         if not workflow.info().is_continue_as_new_suggested():
@@ -439,6 +471,7 @@ class TrainingRun:
                         submitted_at=self._submitted_at,
                         paused=self._paused,
                         ran_for=self._ran_for,
+                        dependents=self._dependencies.dependents,
                     ),
                 }
             )

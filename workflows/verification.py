@@ -14,7 +14,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from loomos.jobs.cluster import Lease, LeaseRevoked, NodeInfo
+    from loomos.jobs.cluster import Lease, LeaseRequest, LeaseRevoked, NodeInfo
     from loomos.jobs.facts import Fact, RecordFacts
     from loomos.jobs.verification import (
         JudgeRequest,
@@ -32,7 +32,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import calls, delivery_calls
     from workflows.causes import root_cause
     from workflows.journal import STATE
-    from workflows.leasing import Leasing, Want
+    from workflows.leasing import Leasing
 
 MOST_FAILURES = 5
 """Failures in a row without one shard done, after which the verification fails."""
@@ -158,8 +158,16 @@ class VerificationSuite:
 
     # --- bookkeeping ---
 
-    def _want(self) -> Want:
-        return Want(Resources(nodes=1), workflow.info().start_time, PRIORITY)
+    def _want(self) -> LeaseRequest:
+        info = workflow.info()
+        return LeaseRequest(
+            job_id=info.workflow_id,
+            run_id=info.run_id,
+            ticket=0,
+            resources=Resources(nodes=1),
+            submitted_at=info.start_time,
+            priority=PRIORITY,
+        )
 
     async def _record(
         self, event_type: str, data: dict[str, object], person: str | None = None

@@ -20,20 +20,20 @@ NodeId = Annotated[str, Path(min_length=1, max_length=253)]
 @router.get("/cluster/status", responses=problem_responses())
 async def cluster_status(parts: Parts, who: Reader) -> ClusterStatus:
     """Nodes, leases and the queue."""
-    return await parts.workflows.cluster_status()
+    return await parts.cluster.status()
 
 
 @router.get("/cluster/resources", responses=problem_responses())
 async def cluster_resources(parts: Parts, who: Reader) -> ClusterResources:
     """What the ready nodes have, and what of it is in use."""
-    status = await parts.workflows.cluster_status()
+    status = await parts.cluster.status()
     ready = [node for node in status.nodes if node.state == NodeState.READY]
     return ClusterResources(
         nodes_ready=len(ready),
         nodes_total=len(status.nodes),
         ranks_used=sum(node.ranks_used for node in ready),
         ranks_total=sum(node.info.max_ranks for node in ready),
-        gpus_used=sum(len(node.info.gpus) for node in ready if node.jobs),
+        gpus_used=sum(node.gpus_used for node in ready),
         gpus_total=sum(len(node.info.gpus) for node in ready),
         cpu_total=sum(node.info.cpu_count for node in ready),
         memory_bytes_total=sum(node.info.memory_bytes for node in ready),
@@ -44,19 +44,19 @@ async def cluster_resources(parts: Parts, who: Reader) -> ClusterResources:
 @router.delete("/cluster/nodes/{node_id}", responses=problem_responses(404, 409))
 async def remove_node(node_id: NodeId, parts: Parts, who: Admin) -> ClusterStatus:
     """Forget a lost node."""
-    return await parts.workflows.command_node(NodeCommand(node_id=node_id, action="remove"))
+    return await parts.cluster.command_node(NodeCommand(node_id=node_id, action="remove"))
 
 
 @router.get("/workers", responses=problem_responses())
 async def list_workers(parts: Parts, who: Reader) -> WorkerList:
     """Every worker node known."""
-    return WorkerList(workers=(await parts.workflows.cluster_status()).nodes)
+    return WorkerList(workers=(await parts.cluster.status()).nodes)
 
 
 @router.get("/workers/{node_id}", responses=problem_responses(404))
 async def get_worker(node_id: NodeId, parts: Parts, who: Reader) -> WorkerDetail:
     """A worker node with its newest load."""
-    return await parts.workflows.describe_worker(node_id)
+    return await parts.cluster.describe_worker(node_id)
 
 
 @router.post("/workers/{node_id}/{action}", responses=problem_responses(404, 409))
@@ -64,5 +64,5 @@ async def command_worker(
     node_id: NodeId, action: Literal["drain", "cordon", "uncordon"], parts: Parts, who: Admin
 ) -> WorkerDetail:
     """Cordon: nothing new. Drain: move away what runs, then cordon. Uncordon: take work again."""
-    await parts.workflows.command_node(NodeCommand(node_id=node_id, action=action))
-    return await parts.workflows.describe_worker(node_id)
+    await parts.cluster.command_node(NodeCommand(node_id=node_id, action=action))
+    return await parts.cluster.describe_worker(node_id)

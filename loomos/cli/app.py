@@ -15,6 +15,7 @@ from loomos.cli import (
     models,
     provenance,
     rollouts,
+    scheduler,
     schedules,
     stack,
     verify,
@@ -35,6 +36,8 @@ app.add_typer(rollouts.app, name="rollouts")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(workers.app, name="workers")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(scheduler.app, name="scheduler")
+app.add_typer(scheduler.optimize, name="optimize")
 app.add_typer(events.app, name="events")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(provenance.app, name="provenance")

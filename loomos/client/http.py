@@ -37,6 +37,7 @@ from loomos.client.models import (
     WorkerDetail,
     WorkerList,
 )
+from loomos.client.scheduler_api import SchedulerApi
 from loomos.client.transport import RETRY_DELAY_S, Transport
 from loomos.errors import (
     InvalidInput,
@@ -67,6 +68,7 @@ class LoomOSClient(Transport):
     ) -> None:
         super().__init__(endpoint, auth_token, timeout=timeout, transport=transport)
         self.ledger = LedgerApi(self)
+        self.scheduler = SchedulerApi(self)
         self.models = ModelsApi(self)
         self.endpoints = EndpointsApi(self)
         self.rollouts = RolloutsApi(self)

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -39,20 +39,19 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from loomos.client.answers import answered
+from loomos.client.cluster import ClusterClient
 from loomos.client.models import (
     JobDetail,
     JobPage,
     JobSummary,
-    NodeLoad,
     Submitted,
-    WorkerDetail,
 )
 from loomos.errors import Conflict, InvalidInput, NotFound, Unavailable
-from loomos.jobs.cluster import ClusterStatus, NodeCommand
-from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE, JOB_KIND, label_list
+from loomos.jobs.names import CONTROL_QUEUE, JOB_KIND, label_list
 from loomos.jobs.states import JobState
 from loomos.jobs.training import JobStatus, JobUpdate, MigrateRequest, Progress, TrainingRunInput
 from loomos.manifest import TrainingJob
+from loomos.nexus.requests import training_request
 from loomos.settings import TemporalSettings
 
 KIND = SearchAttributeKey.for_keyword("LoomKind")
@@ -78,10 +77,11 @@ T = TypeVar("T")
 
 
 class WorkflowClient:
-    """Submits, finds and steers jobs; looks at and steers the cluster."""
+    """Submits, finds and steers jobs."""
 
     def __init__(self, client: Client, settings: TemporalSettings) -> None:
         self._client, self._settings = client, settings
+        self.cluster = ClusterClient(client)
 
     # --- jobs ---
 
@@ -96,7 +96,8 @@ class WorkflowClient:
             idempotency_key: the same key and manifest give the same job, once.
 
         Raises:
-            Conflict: the key was used for another manifest.
+            InvalidInput: it depends on a job that is not known.
+            Conflict: the key was used for another manifest, or its deadline cannot be met.
         """
         document = job.model_dump_json()
         digest = hashlib.sha256(document.encode()).hexdigest()
@@ -111,6 +112,7 @@ class WorkflowClient:
             labels=job.metadata.labels,
             spec=job.spec,
         )
+        await self._admit(run)
         try:
             await self._start(run, digest, WorkflowIDReusePolicy.REJECT_DUPLICATE)
         except WorkflowAlreadyStartedError:
@@ -122,6 +124,31 @@ class WorkflowClient:
                 ) from None
             return Submitted(job_id=job_id, created=False, temporal_url=self.url(job_id))
         return Submitted(job_id=job_id, created=True, temporal_url=self.url(job_id))
+
+    async def _admit(self, run: TrainingRunInput) -> None:
+        """Refuse what is known to come to nothing."""
+        for each in run.spec.depends_on:
+            try:
+                await self._described(each.job)
+            except NotFound:
+                raise InvalidInput(
+                    f"spec.depends_on: there is no job {each.job!r}; submit it first, give its id"
+                ) from None
+        deadline = run.spec.runtime.deadline
+        if deadline is None:
+            return
+        found = await self.cluster.forecast(training_request(run, datetime.now(UTC)))
+        if found.ends_at is None:
+            raise Conflict(
+                f"spec.runtime.deadline: it cannot be met, for the job {found.reason}; leave the "
+                "deadline out to wait all the same"
+            )
+        if found.ends_at > deadline:
+            raise Conflict(
+                f"spec.runtime.deadline: {deadline:%Y-%m-%dT%H:%M:%SZ} cannot be met: by estimates "
+                f"the job would be done at {found.ends_at:%Y-%m-%dT%H:%M:%SZ}; ask for a "
+                "later one, a higher priority or fewer nodes"
+            )
 
     async def _start(
         self, run: TrainingRunInput, digest: str, reuse: WorkflowIDReusePolicy
@@ -251,7 +278,7 @@ class WorkflowClient:
         Raises:
             NotFound: one of the nodes is unknown.
         """
-        known = {node.info.node_id for node in (await self.cluster_status()).nodes}
+        known = {node.info.node_id for node in (await self.cluster.status()).nodes}
         for node_id in node_ids:
             if node_id not in known:
                 raise NotFound(f"no node {node_id!r}; known: {', '.join(sorted(known)) or 'none'}")
@@ -307,45 +334,7 @@ class WorkflowClient:
         namespace = self._settings.namespace
         return f"{self._settings.ui_url}/namespaces/{namespace}/workflows/{job_id}"
 
-    # --- cluster ---
-
-    async def cluster_status(self) -> ClusterStatus:
-        """Nodes, queue and leases; an empty cluster if no node has ever registered."""
-        handle = self._client.get_workflow_handle(CLUSTER_WORKFLOW_ID)
-        try:
-            return await answered(handle.query("status", result_type=ClusterStatus))
-        except NotFound:
-            return ClusterStatus()
-
-    async def command_node(self, command: NodeCommand) -> ClusterStatus:
-        """Cordon, uncordon, drain or remove a node."""
-        handle = self._client.get_workflow_handle(CLUSTER_WORKFLOW_ID)
-        return await answered(
-            handle.execute_update("command_node", command, result_type=ClusterStatus)
-        )
-
-    async def describe_worker(self, node_id: str) -> WorkerDetail:
-        """A node with its newest load, which its heartbeat carries."""
-        status = await self.cluster_status()
-        node = next((n for n in status.nodes if n.info.node_id == node_id), None)
-        if node is None:
-            known = ", ".join(n.info.node_id for n in status.nodes) or "none"
-            raise NotFound(f"no node {node_id!r}; known: {known}")
-        description = await self._described(CLUSTER_WORKFLOW_ID)
-        for pending in description.raw_description.pending_activities:
-            if (
-                pending.activity_type.name == "hold_node"
-                and pending.activity_options.task_queue.name == node.info.task_queue
-            ):
-                details = await self._client.data_converter.decode(
-                    list(pending.heartbeat_details.payloads)
-                )
-                return WorkerDetail(
-                    **node.model_dump(),
-                    load=NodeLoad.model_validate(details[0]) if details else None,
-                    last_heartbeat_at=pending.last_heartbeat_time.ToDatetime(),
-                )
-        return WorkerDetail(**node.model_dump())
+    # --- health ---
 
     async def check(self) -> None:
         """Raise `Unavailable` unless Temporal answers."""
@@ -363,7 +352,7 @@ class WorkflowClient:
             raise NotFound(f"no job {job_id!r}; `loomos jobs list` shows them") from None
         except InvalidInput:
             raise NotFound(f"no job {job_id!r}: ids are shorter") from None
-        if description.workflow_type not in ("TrainingRun", "Cluster"):
+        if description.workflow_type != "TrainingRun":
             raise NotFound(f"{job_id!r} is a workflow, but no job")
         return description
 

@@ -306,6 +306,24 @@ class Forecast(Message):
     """Why it would never start."""
 
 
+class Advice(Message):
+    """Something that could be asked for differently."""
+
+    job_id: str
+    """Which job."""
+    change: str
+    """What to change in its manifest."""
+    effect: str
+    """What that would bring."""
+
+
+class AdviceList(Message):
+    """All of it."""
+
+    advice: list[Advice] = []
+    """By job."""
+
+
 class LeaseAudit(Message):
     """Which holders to look at, and which of them are gone."""
 

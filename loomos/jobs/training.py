@@ -124,6 +124,8 @@ class TrainAssignment(Message):
     """What to train."""
     inputs: ResolvedInputs
     """From what."""
+    devices: list[int] = []
+    """Indices of this node's GPUs that are the job's."""
 
     @property
     def world_size(self) -> int:
@@ -282,6 +284,31 @@ class CarriedState(Message):
     """Whether it is paused."""
     ran_for: Duration = timedelta(0)
     """Time spent with nodes, for max_duration."""
+    dependents: list[str] = []
+    """Jobs to tell of the end."""
+
+
+class JobEnded(Message):
+    """A job tells those that depend on it."""
+
+    job_id: str
+    """Which."""
+    state: JobState
+    """How it ended."""
+
+
+class JobsLook(Message):
+    """Ask which of these jobs have ended."""
+
+    job_ids: list[str]
+    """Which."""
+
+
+class JobsEnded(Message):
+    """Those that have."""
+
+    ended: dict[str, JobState]
+    """How each ended; a job that is not known counts as failed."""
 
 
 class JobStatus(Message):

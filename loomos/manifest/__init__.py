@@ -34,6 +34,7 @@ from loomos.manifest._document_model import Document, Name
 from loomos.manifest._resources import NodeRange, Resources
 from loomos.manifest._spec import (
     Data,
+    Dependency,
     EarlyStopping,
     FineTuning,
     Labels,
@@ -50,6 +51,7 @@ from loomos.manifest._template import check_parameters, merge_patch, placeholder
 
 __all__ = [
     "Data",
+    "Dependency",
     "Document",
     "EarlyStopping",
     "FineTuning",

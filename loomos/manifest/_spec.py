@@ -9,12 +9,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from loomos.manifest._delivery import RolloutPlan, Verification
 from loomos.manifest._document_model import Document, Name
 from loomos.manifest._resources import Resources
-from loomos.quantities import Duration
+from loomos.quantities import Duration, Moment
 
 LabelKey = Annotated[
     str, Field(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")
@@ -190,7 +190,7 @@ class Runtime(Document):
     estimated_duration: Duration | None = None
     """How long it should take with nodes; with it a run may fill gaps that others wait around.
     Default: `max_duration`."""
-    deadline: AwareDatetime | None = None
+    deadline: Moment | None = None
     """When it must be done, such as 2027-01-31T18:00:00Z. Within a priority the earliest goes
     first; a submission that cannot meet its own is refused. Needs an estimated_duration."""
     preemptible: bool = True

@@ -127,6 +127,8 @@ def run_node(request_file: Path, log_dir: Path) -> int:
     job = request.assignment
     if job.nodes[job.node_rank].address.startswith("127."):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if job.nodes[job.node_rank].gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.devices))
     spec = WorkerSpec(
         role="trainer",
         local_world_size=job.ranks_per_node,

@@ -102,7 +102,8 @@ async def test_an_idempotency_key_makes_one_job(client: LoomOSClient) -> None:
 async def test_two_jobs_run_a_third_waits_and_the_urgent_one_goes_first(
     stack: Stack, client: LoomOSClient
 ) -> None:
-    running = [await submit(client, one_node(f"busy-{n}")) for n in range(2)]
+    firm = {"checkpoint_steps": 10, "preemptible": False}
+    running = [await submit(client, one_node(f"busy-{n}", runtime=firm)) for n in range(2)]
     for job_id in running:
         await until_step(stack, client, job_id, 1)
     patient = await submit(client, one_node("patient", steps=3))
@@ -123,6 +124,7 @@ async def test_two_jobs_run_a_third_waits_and_the_urgent_one_goes_first(
 
 async def test_a_changed_priority_changes_the_queue(stack: Stack, client: LoomOSClient) -> None:
     blocker = tiny_job("blocker", max_steps=4000)
+    blocker["spec"]["runtime"]["preemptible"] = False
     first = await submit(client, blocker)
     await until_step(stack, client, first, 1)
     early, late = [await submit(client, one_node(n, steps=2)) for n in ("early", "late")]

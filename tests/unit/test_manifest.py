@@ -145,6 +145,7 @@ def test_the_schema_accepts_and_rejects_as_the_models_do() -> None:
         "spec.resources.nodes={'min': 3, 'max': 2}",
         "no end",
         "batch not divisible",
+        "no estimate",
         "no data",
     ]
 

@@ -1,0 +1,51 @@
+"""What a training job asks of the cluster."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from loomos.jobs.cluster import LeaseRequest
+from loomos.jobs.training import Progress, ResolvedInputs, TrainingRunInput
+
+
+def training_request(
+    job: TrainingRunInput, submitted_at: datetime, inputs: ResolvedInputs | None = None
+) -> LeaseRequest:
+    """The request of a job, as its manifest has it.
+
+    Args:
+        job: the job.
+        submitted_at: its age in the queue, however often it comes back.
+        inputs: what its model and data are, once that is known.
+    """
+    spec = job.spec
+    return LeaseRequest(
+        job_id=job.job_id,
+        run_id="",
+        ticket=0,
+        resources=spec.resources,
+        submitted_at=submitted_at,
+        batch_size=spec.model.fine_tuning_config.batch_size if spec.model else 0,
+        priority=spec.priority,
+        project=job.project,
+        estimate=spec.runtime.estimate,
+        deadline=spec.runtime.deadline,
+        is_preemptible=spec.runtime.preemptible,
+        affinity=[inputs.model.sha256, inputs.training.sha256] if inputs else [],
+    )
+
+
+def workload(job: TrainingRunInput, inputs: ResolvedInputs, world_size: int) -> str:
+    """Equal for gangs whose step times can be compared."""
+    assert job.spec.model is not None
+    tuning = job.spec.model.fine_tuning_config
+    shape = f"{tuning.method}/{tuning.batch_size}x{tuning.sequence_length}/{tuning.precision}"
+    return f"{inputs.model.sha256[:32]}/{shape}/{world_size}"
+
+
+def step_seconds(job: TrainingRunInput, progress: Progress | None) -> float | None:
+    """Seconds that an optimizer step takes, by the newest progress."""
+    if progress is None or not progress.tokens_per_s or job.spec.model is None:
+        return None
+    tuning = job.spec.model.fine_tuning_config
+    return tuning.batch_size * tuning.sequence_length / progress.tokens_per_s
