@@ -28,6 +28,7 @@ from workers.build import deployment
 from workflows.cluster import Cluster
 from workflows.continual import ContinualLearning
 from workflows.endpoints import Endpoint, ModelChanges
+from workflows.leadership import Leadership
 from workflows.rollouts import CanaryRollout
 from workflows.training import TrainingRun
 from workflows.verification import VerificationSuite
@@ -40,6 +41,7 @@ WORKFLOWS = [
     CanaryRollout,
     VerificationSuite,
     ContinualLearning,
+    Leadership,
 ]
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from loomos.jobs.message import Message
 from loomos.jobs.states import NodeState
 from loomos.manifest import Resources
+from loomos.quantities import Duration
 
 
 class NodeInfo(Message):
@@ -75,7 +76,7 @@ class LeaseRequest(Message):
     """If given, only these nodes will do (migration)."""
     project: str = "default"
     """Whose share it uses."""
-    estimate: timedelta | None = None
+    estimate: Duration | None = None
     """How long it should need the nodes."""
     deadline: datetime | None = None
     """When it must be done."""
@@ -221,15 +222,15 @@ class SchedulerConfig(Message):
     """Weight of a project's fair share; 1 if it is not named."""
     quotas: dict[str, Quota] = {}
     """Limits of projects."""
-    starves_after: timedelta = timedelta(hours=12)
+    starves_after: Duration = timedelta(hours=12)
     """A request that has waited so long goes before all that have not."""
-    standby_nodes: Annotated[int, Field(ge=0)] = 0
+    standby_nodes: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Idle nodes kept for runs that lose theirs."""
     backfill_depth: Annotated[int, Field(ge=0)] = 100
     """Requests behind the first blocked one that are looked at; 0 turns backfill off."""
     preemption: bool = True
     """Whether requests take nodes from leases of lower priority."""
-    grow_after: timedelta = timedelta(minutes=1)
+    grow_after: Duration = timedelta(minutes=1)
     """An elastic run that could have more nodes is started again with them after this."""
 
 

@@ -25,6 +25,11 @@ def rollout_workflow_id(endpoint: str) -> str:
     return f"canary/{endpoint}"
 
 
+def leadership_workflow_id(group: str) -> str:
+    """The one `Leadership` workflow of a group."""
+    return f"leadership/{group}"
+
+
 SEARCH_ATTRIBUTES = {
     "LoomKind": "Keyword",
     "LoomName": "Keyword",

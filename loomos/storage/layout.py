@@ -190,3 +190,8 @@ def continual_state_prefix(name: str) -> str:
 def continual_data_key(name: str, digest: str) -> str:
     """What an update learns from."""
     return f"continual/{name}/data/{digest}.jsonl"
+
+
+def leadership_prefix(group: str) -> str:
+    """What the leaders of a group have written, each under its term."""
+    return f"leadership/{group}/"

@@ -39,6 +39,15 @@ async def test_a_block_runs(
     if "check" in names:
         verdict = await names["check"](save_tiny(tmp_path / "m", 5), tmp_path)
         assert verdict == "INCONCLUSIVE"
+    if "lead" in names:
+        assert await names["lead"](6.0) == ["follower -> leader", "leader -> follower"]
+    if "schedule" in names:
+        scheduler = names["Scheduler"](client)
+        for job_id in await names["schedule"](str(CORPUS)):
+            await stack.eventually(
+                lambda job_id=job_id: scheduler.get_job_status(job_id),  # type: ignore[misc]
+                lambda job: job.state == JobState.COMPLETED,
+            )
     if "train" in names:
         job_id = await names["train"](str(CORPUS))
         assert (await client.get_job_status(job_id)).state == JobState.COMPLETED

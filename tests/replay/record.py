@@ -1,7 +1,8 @@
 """Record histories for the replay test from a fresh stack: `python -m tests.replay.record`.
 
 Records a run that recovers from a killed node, one that is paused and resumed, one that fails, a
-noop, and the cluster that served them all.
+noop, one that is preempted, one that waits for another, the cluster that served them all, and an
+election.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 
 from loomos.client.http import LoomOSClient
 from loomos.client.temporal import connect
-from loomos.jobs.names import CLUSTER_WORKFLOW_ID
+from loomos.jobs.names import CLUSTER_WORKFLOW_ID, leadership_workflow_id
 from loomos.jobs.states import JobState
-from loomos.settings import TemporalSettings
+from loomos.nexus.failover.election import ConsensusManager
+from loomos.settings import Settings, TemporalSettings
 from tests.stack import CORPUS, Stack, manifest, running_stack, tiny_job
 
 COPY = Path(tempfile.gettempdir()) / "loomos-corpus"
@@ -71,6 +73,44 @@ async def noop(stack: Stack, client: LoomOSClient) -> str:
     return job.job_id
 
 
+async def preempted(stack: Stack, client: LoomOSClient) -> str:
+    job = await client.submit_job_from_manifest(
+        manifest(tiny_job("preempted", COPY, max_steps=300))
+    )
+    await until_step(stack, client, job.job_id, 20)
+    urgent = tiny_job("urgent", COPY, max_steps=3)
+    urgent["spec"]["priority"] = 1
+    await client.submit_job_from_manifest(manifest(urgent))
+    await stack.until(client, job.job_id, JobState.COMPLETED)
+    return job.job_id
+
+
+async def dependent(stack: Stack, client: LoomOSClient) -> str:
+    first = tiny_job("first", COPY, max_steps=20)
+    before = await client.submit_job_from_manifest(manifest(first))
+    document: dict[str, Any] = tiny_job("dependent")
+    document["spec"] = {"algorithm": "noop", "depends_on": [before.job_id]}
+    job = await client.submit_job_from_manifest(manifest(document))
+    await stack.until(client, job.job_id, JobState.COMPLETED)
+    return job.job_id
+
+
+async def led(stack: Stack, client: LoomOSClient) -> str:
+    settings = Settings.model_validate(stack.state.settings)
+    one, two = (
+        ConsensusManager(n, ["one", "two"], 2000, 400, group="led", settings=settings)
+        for n in ("one", "two")
+    )
+    async with one, two:
+
+        async def standing() -> int:
+            return len((await one.status()).candidates)
+
+        await stack.eventually(standing, lambda count: count == 2)
+        await one.trigger_election()
+    return leadership_workflow_id("led")
+
+
 def write_history(name: str, workflow_id: str, history: str) -> None:
     """Write a history without what tells of the machine it comes from."""
     text = json.dumps({"id": workflow_id, "history": json.loads(history)}, indent=1)
@@ -85,7 +125,8 @@ async def record(stack: Stack) -> None:
     temporal = await connect(TemporalSettings.model_validate(stack.state.settings["temporal"]))
     async with stack.client() as client:
         ids = {
-            make.__name__: await make(stack, client) for make in (recovered, paused, failed, noop)
+            make.__name__: await make(stack, client)
+            for make in (recovered, paused, failed, noop, preempted, dependent, led)
         }
     ids["cluster"] = CLUSTER_WORKFLOW_ID
     for name, workflow_id in ids.items():

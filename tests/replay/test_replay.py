@@ -54,6 +54,7 @@ def test_every_workflow_has_a_history_and_one_recovers() -> None:
         "CanaryRollout",
         "VerificationSuite",
         "ContinualLearning",
+        "Leadership",
     }
     text = (HISTORIES[0].parent / "recovered.json").read_text()
     assert text.count('"name": "train"') == 4, "two nodes, two attempts"

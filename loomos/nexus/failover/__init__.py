@@ -1,0 +1,1 @@
+"""Leadership: at most one process acts as leader, whatever stops, sleeps or wakes."""

@@ -1,0 +1,1 @@
+"""The cluster as programs steer it."""
