@@ -163,6 +163,7 @@ def _print_job(job: JobDetail) -> None:
         [
             ("job", job.job_id),
             ("state", job.current_stage),
+            ("queue", f"number {job.queued.position}: {job.queued.reason}" if job.queued else None),
             ("progress", f"{job.progress:g} %"),
             ("step", f"{training.step} of {training.total_steps}" if training else None),
             ("loss", training and training.loss),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -163,18 +164,31 @@ def _set_quota(quotas: dict[str, Quota], item: str) -> None:
     quotas[project] = known.model_copy(update={resource: int(value)})
 
 
+class Which(StrEnum):
+    """Jobs to advise on."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    ALL = "all"
+
+
 @optimize.command()
-def resources(output: Output = None) -> None:
+def resources(
+    jobs: Annotated[Which, typer.Option(help="Jobs to look at.")] = Which.ALL,
+    output: Output = None,
+) -> None:
     """Changes of manifests that would start waiting jobs sooner; each was tried on the rules."""
 
     async def work(client: LoomOSClient) -> AdviceList:
         return await client.scheduler.advice()
 
-    found = call(work)
+    wanted = {Which.RUNNING: (True,), Which.WAITING: (False,), Which.ALL: (True, False)}[jobs]
+    every = call(work)
+    found = every.model_copy(update={"advice": [a for a in every.advice if a.is_running in wanted]})
 
     def table() -> None:
         if not found.advice:
-            print("nothing: no waiting job would start sooner by asking for less")
+            print("nothing found that a job should ask for differently")
             return
         print_table(
             ("JOB", "CHANGE", "EFFECT"), [(a.job_id, a.change, a.effect) for a in found.advice]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from loomos.jobs.cluster import NodeStatus
+from loomos.jobs.cluster import NodeStatus, QueuedRequest
 from loomos.jobs.states import JobState
 from loomos.jobs.training import AttemptSummary, ModelVersion, Progress, TimelineEntry
 from loomos.manifest import Labels
@@ -70,6 +70,8 @@ class JobDetail(JobSummary):
     """What happened, oldest first."""
     published: ModelVersion | None = None
     """Model version, once published."""
+    queued: QueuedRequest | None = None
+    """Its place in the queue and what it waits for, while it waits for nodes."""
     spec: dict[str, Any]
     """What was asked for."""
     temporal_url: str

@@ -47,6 +47,7 @@ from loomos.client.models import (
     Submitted,
 )
 from loomos.errors import Conflict, InvalidInput, NotFound, Unavailable
+from loomos.jobs.cluster import QueuedRequest
 from loomos.jobs.names import CONTROL_QUEUE, JOB_KIND, label_list
 from loomos.jobs.states import JobState
 from loomos.jobs.training import JobStatus, JobUpdate, MigrateRequest, Progress, TrainingRunInput
@@ -253,9 +254,17 @@ class WorkflowClient:
             attempts=status.attempts,
             timeline=status.timeline,
             published=status.model,
+            queued=await self._queued(job_id, summary.state),
             spec=run.spec.model_dump(mode="json", exclude_none=True),
             temporal_url=self.url(job_id),
         )
+
+    async def _queued(self, job_id: str, state: JobState) -> QueuedRequest | None:
+        """Its place in the queue, if it is in it."""
+        if state not in (JobState.QUEUED, JobState.RECOVERING):
+            return None
+        queue = (await self.cluster.status()).queue
+        return next((request for request in queue if request.job_id == job_id), None)
 
     async def cancel_job(self, job_id: str) -> None:
         """Ask a job to stop; its ranks checkpoint and end. A finished job is a `Conflict`."""

@@ -312,6 +312,8 @@ class Advice(Message):
 
     job_id: str
     """Which job."""
+    is_running: bool
+    """Whether it has nodes, or waits for some."""
     change: str
     """What to change in its manifest."""
     effect: str

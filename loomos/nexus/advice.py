@@ -28,6 +28,7 @@ def advise(cluster: Allocation, now: datetime) -> list[Advice]:
             found.append(
                 Advice(
                     job_id=lease.job_id,
+                    is_running=True,
                     change="set runtime.estimated_duration",
                     effect="short jobs could then fill the gaps before those that wait for it",
                 )
@@ -36,6 +37,7 @@ def advise(cluster: Allocation, now: datetime) -> list[Advice]:
             found.append(
                 Advice(
                     job_id=lease.job_id,
+                    is_running=True,
                     change="raise runtime.estimated_duration",
                     effect=f"it should have ended at {lease.ends_by:%Y-%m-%dT%H:%M:%SZ}",
                 )
@@ -48,7 +50,12 @@ def _for_waiting(cluster: Allocation, request: LeaseRequest, now: datetime) -> I
         return
     for change, tried in _variations(request):
         if _starts_now(cluster, tried, now):
-            yield Advice(job_id=request.job_id, change=change, effect="it would start now")
+            yield Advice(
+                job_id=request.job_id,
+                is_running=False,
+                change=change,
+                effect="it would start now",
+            )
             return
 
 

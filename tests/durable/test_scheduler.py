@@ -148,6 +148,8 @@ async def test_rules_are_set_shown_and_refused_by_the_command_line(
     ).queue
     assert waiting.job_id == second
     assert waiting.reason == "project small may hold 1 nodes and would hold 2"
+    described = " ".join(stack.loomos("jobs", "describe", second).stdout.split())
+    assert f"number 1: {waiting.reason}" in described
     assert waiting.reason in " ".join(stack.loomos("scheduler", "status").stdout.split())
     for job_id in (first, second):
         await client.cancel_job(job_id)
@@ -161,7 +163,8 @@ async def test_advice_says_what_would_start_a_job_now(stack: Stack, client: Loom
     await stack.eventually(client.get_cluster_status, lambda s: len(s.queue) == 1)
     found = (await client.scheduler.advice()).advice
     assert (found[0].job_id, found[0].change) == (wide, "set resources.nodes to {min: 1, max: 2}")
-    assert "runtime.estimated_duration" in stack.loomos("optimize", "resources").stdout
+    running = stack.loomos("optimize", "resources", "--jobs", "running").stdout
+    assert "runtime.estimated_duration" in running and wide not in running
     for job_id in (holder, wide):
         await client.cancel_job(job_id)
         await stack.until(client, job_id, JobState.CANCELLED)

@@ -15,6 +15,7 @@ from benchmarks.scheduler_sim import Job, Simulation, nodes
 from loomos.errors import InvalidInput
 from loomos.jobs.cluster import LeaseRequest, Quota, ReleaseRequest, SchedulerConfig
 from loomos.manifest import NodeRange, Resources
+from loomos.nexus.advice import advise
 from loomos.nexus.allocation import Allocation
 from loomos.nexus.forecast import forecast
 from loomos.nexus.policies import SchedulingPolicy, WorkerStats, find_policy
@@ -411,7 +412,58 @@ def test_a_forecast_is_hopeful_where_nothing_is_known() -> None:
     assert forecast(allocation, _request("new"), START).starts_at == START
 
 
+def test_advice_is_what_was_tried() -> None:
+    allocation = cluster(
+        node("a", region="eu"), node("b", region="us", gpus=["G"] * 4, max_ranks=4)
+    )
+    ask(allocation, "holder", node_ids=["a"])
+    decide(allocation)
+    ask(allocation, "near", 2, resources=Resources(region="eu", gpu_count=2))
+    ask(allocation, "huge", 3, resources=Resources(memory_gb=9))
+    assert {a.job_id: a.change for a in advise(allocation, START)} == {
+        "near": "leave out resources.region",
+        "huge": "halve resources.memory to 4608Mi",
+        "holder": "set runtime.estimated_duration",
+    }
+    ask(allocation, "wide", 1, nodes=2)
+    # What is free is kept for the gang now, so the others would gain nothing.
+    assert {a.job_id: a.change for a in advise(allocation, START)} == {
+        "wide": "set resources.nodes to {min: 1, max: 2}",
+        "holder": "set runtime.estimated_duration",
+    }
+    assert len(allocation.queue) == 3
+
+
 # --- all together ---
+
+
+def test_three_competing_gangs_never_deadlock() -> None:
+    rng = random.Random(0)
+    allocation = cluster(*(node(f"n{i}") for i in range(4)))
+    for turn in range(200):
+        gangs = {f"gang{i}": rng.randint(1, 4) for i in range(3)}
+        waiting = list(gangs)
+        rng.shuffle(waiting)
+        served: list[str] = []
+        while len(served) < 3:
+            if waiting and rng.random() < 0.6:
+                name = waiting.pop()
+                ask(allocation, name, turn, nodes=gangs[name], priority=rng.randint(1, 5))
+            given, asked_back = allocation.decide(START)
+            for lease, _ in asked_back:  # it checkpoints, comes back, and asks again
+                give_back(allocation, lease.job_id)
+                served.remove(lease.job_id)
+                assert lease.request is not None
+                allocation.request(lease.request, START)
+            served += [lease.job_id for lease in given]
+            held = [info.node_id for le in allocation.leases.values() for info in le.nodes]
+            assert len(held) == len(set(held))
+            if not given and not waiting and not asked_back:
+                give_back(allocation, next(iter(allocation.leases.values())).job_id)
+        for lease in list(allocation.leases.values()):
+            give_back(allocation, lease.job_id)
+        assert allocation.queue == []
+
 
 events = st.lists(
     st.tuples(
