@@ -227,5 +227,5 @@ async def _find(client: LoomOSClient, job_id: str) -> str:
         return found[0].job_id
     try:
         return (await client.get_job_status(job_id)).job_id
-    except NotFound:
+    except (NotFound, InvalidInput):  # LoomOS's own ids have fewer characters than callers' may
         raise NotFound(f"no job {job_id!r}, neither by that id nor under that label") from None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from temporalio.client import Client
 
 from loomos.client.http import LoomOSClient
 from loomos.client.temporal import connect
-from loomos.jobs.cluster import Lease, ReleaseRequest
+from loomos.jobs.cluster import Lease, NodeInfo, ReleaseRequest
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID
 from loomos.jobs.states import JobState
 from loomos.settings import TemporalSettings
@@ -82,11 +83,13 @@ async def double_bookings(client: Client, max_ranks: int) -> tuple[int, list[str
             wrong += [f"{n} in {lease.epoch}" for n, count in used.items() if count > max_ranks]
         if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
             signal = event.workflow_execution_signaled_event_attributes
+            payloads = list(signal.input.payloads)
             if signal.signal_name == "release_lease":
-                (release,) = await client.data_converter.decode(
-                    list(signal.input.payloads), [ReleaseRequest]
-                )
+                (release,) = await client.data_converter.decode(payloads, [ReleaseRequest])
                 held.pop(release.epoch, None)
+            if signal.signal_name == "register_node":
+                (info,) = await client.data_converter.decode(payloads, [NodeInfo])
+                _drop(held, lambda node, info=info: _is_older(node, info))
         started = event.activity_task_scheduled_event_attributes
         if started.activity_type.name == "hold_node":
             nodes[event.event_id] = started.task_queue.name
@@ -96,10 +99,19 @@ async def double_bookings(client: Client, max_ranks: int) -> tuple[int, list[str
             or event.activity_task_failed_event_attributes.scheduled_event_id
         )
         if queue := nodes.pop(ended, None):  # the node is lost, and its leases with it
-            for epoch, lease in list(held.items()):
-                if any(node.task_queue == queue for node in lease.nodes):
-                    del held[epoch]
+            _drop(held, lambda node, queue=queue: node.task_queue == queue)
     return len(granted), wrong
+
+
+def _drop(held: dict[int, Lease], is_gone: Callable[[NodeInfo], bool]) -> None:
+    """A lease ends with any of its nodes."""
+    for epoch, lease in list(held.items()):
+        if any(map(is_gone, lease.nodes)):
+            del held[epoch]
+
+
+def _is_older(node: NodeInfo, now: NodeInfo) -> bool:
+    return node.node_id == now.node_id and node.incarnation != now.incarnation
 
 
 async def _leases(client: Client, event: HistoryEvent) -> list[Lease]:
