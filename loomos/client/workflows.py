@@ -113,7 +113,9 @@ class WorkflowClient:
             labels=job.metadata.labels,
             spec=job.spec,
         )
-        await self._admit(run)
+        # What was admitted once, and perhaps runs by now, is not judged again.
+        if idempotency_key is None or not await self._exists(job_id):
+            await self._admit(run)
         try:
             await self._start(run, digest, WorkflowIDReusePolicy.REJECT_DUPLICATE)
         except WorkflowAlreadyStartedError:
@@ -126,15 +128,20 @@ class WorkflowClient:
             return Submitted(job_id=job_id, created=False, temporal_url=self.url(job_id))
         return Submitted(job_id=job_id, created=True, temporal_url=self.url(job_id))
 
+    async def _exists(self, job_id: str) -> bool:
+        try:
+            await self._described(job_id)
+        except NotFound:
+            return False
+        return True
+
     async def _admit(self, run: TrainingRunInput) -> None:
         """Refuse what is known to come to nothing."""
         for each in run.spec.depends_on:
-            try:
-                await self._described(each.job)
-            except NotFound:
+            if not await self._exists(each.job):
                 raise InvalidInput(
                     f"spec.depends_on: there is no job {each.job!r}; submit it first, give its id"
-                ) from None
+                )
         deadline = run.spec.runtime.deadline
         if deadline is None:
             return

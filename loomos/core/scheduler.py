@@ -212,10 +212,15 @@ class Scheduler:
     async def _apply_policy(self, client: LoomOSClient) -> None:
         if self._policy is None:
             return
-        wanted, self._policy = self._policy, None
         config = await client.scheduler.config()
-        if config.policy != wanted:
-            await client.scheduler.configure(config.model_copy(update={"policy": wanted}))
+        wanted = config.model_copy(update={"policy": self._policy})
+        try:
+            if wanted != config:
+                await client.scheduler.configure(wanted)
+        except InvalidInput:
+            self._policy = None  # said once; what comes next need not fail for it
+            raise
+        self._policy = None
 
 
 async def _find(client: LoomOSClient, job_id: str) -> str:

@@ -134,17 +134,21 @@ class Round:
             return None
         return BEHIND
 
-    def _over_quota(self, waiting: Waiting) -> str | None:
+    def _over_quota(self, waiting: Waiting, more: int | None = None) -> str | None:
+        """Why a project may not have `more` nodes; by default those that the request needs."""
         project = waiting.request.project
         quota = self._config.quotas.get(project)
-        if quota is None or not waiting.counts:
+        needs = self._usage.candidates(waiting).values()
+        if quota is None or not waiting.counts or not needs:
             return None
-        resources, count = waiting.request.resources, waiting.counts[0]
+        count = waiting.counts[0] if more is None else more
         holds = self._held.get(project, Holding())
+        # Who names no number of GPUs may get a node with any of them.
+        gpus = max(need.gpus for need in needs)
         for name, limit, would in (
             ("nodes", quota.nodes, holds.nodes + count),
-            ("gpus", quota.gpus, holds.amounts.gpus + count * (resources.gpu_count or 0)),
-            ("ranks", quota.ranks, holds.amounts.ranks + count * resources.ranks),
+            ("gpus", quota.gpus, holds.amounts.gpus + count * gpus),
+            ("ranks", quota.ranks, holds.amounts.ranks + count * waiting.request.resources.ranks),
         ):
             if limit is not None and would > limit:
                 return f"project {project} may hold {limit} {name} and would hold {would}"
@@ -365,6 +369,8 @@ class Round:
         for grant in self._made.grants:
             for count in reversed(grant.waiting.counts[1:]):
                 missing = count - len(grant.node_ids)
+                if self._over_quota(grant.waiting, missing):
+                    continue
                 more = self._choose(grant.waiting, missing, self._beside_head(), grant.node_ids)
                 if more is not None:
                     grant.node_ids += more
@@ -384,7 +390,11 @@ class Round:
             waiting = Waiting(request, self._now)
             has = [node.node_id for node in lease.nodes]
             could = len(has) + len(self._fitting(waiting, self._free, has))
-            larger = [count for count in waiting.counts if len(has) < count <= could]
+            larger = [
+                count
+                for count in waiting.counts
+                if len(has) < count <= could and not self._over_quota(waiting, count - len(has))
+            ]
             if larger:
                 self._made.revocations.append(
                     Revocation(lease, f"can have {larger[-1]} nodes instead of {len(has)}")

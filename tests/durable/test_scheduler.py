@@ -14,7 +14,7 @@ from loomos.errors import Conflict, LoomOSError
 from loomos.jobs.cluster import Quota, SchedulerConfig
 from loomos.jobs.states import JobState
 from tests.durable.test_jobs import one_node, submit, until_step
-from tests.stack import Stack, tiny_job
+from tests.stack import Stack, manifest, tiny_job
 
 
 @pytest.fixture
@@ -119,7 +119,11 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once(
         await submit(client, due("behind", 1, "30m"))
     ahead = due("ahead", 1, "30m")
     ahead["spec"]["priority"] = 2
-    await stack.until(client, await submit(client, ahead), JobState.COMPLETED)
+    first = await client.submit_job_from_manifest(manifest(ahead), idempotency_key="ahead")
+    # Sent again while it has its nodes, it is the same job, not a second one that comes too late.
+    again = await client.submit_job_from_manifest(manifest(ahead), idempotency_key="ahead")
+    assert (again.job_id, again.created) == (first.job_id, False)
+    await stack.until(client, first.job_id, JobState.COMPLETED)
     for job_id in busy:
         await client.cancel_job(job_id)
         await stack.until(client, job_id, JobState.CANCELLED)

@@ -12,13 +12,9 @@ from hypothesis import strategies as st
 
 from benchmarks import scheduler_sim
 from benchmarks.scheduler_sim import Job, Simulation, nodes
-from loomos.errors import InvalidInput
-from loomos.jobs.cluster import LeaseRequest, Quota, ReleaseRequest, SchedulerConfig
+from loomos.jobs.cluster import LeaseRequest, Quota, SchedulerConfig
 from loomos.manifest import NodeRange, Resources
-from loomos.nexus.advice import advise
 from loomos.nexus.allocation import Allocation
-from loomos.nexus.forecast import forecast
-from loomos.nexus.policies import SchedulingPolicy, WorkerStats, find_policy
 from tests.unit.test_allocation import START, ask, cluster, give_back, node
 
 MINUTE = timedelta(minutes=1)
@@ -87,6 +83,22 @@ def test_a_project_at_its_quota_waits_aside() -> None:
     ask(allocation, "y1", 2, project="y")
     assert sorted(decide(allocation)[0]) == ["x1", "y1"]
     assert whys(allocation) == {"x2": "project x may hold 1 nodes and would hold 2"}
+
+
+def test_an_elastic_gang_grows_within_its_quota() -> None:
+    allocation = cluster(*(node(n) for n in "abc"))
+    allocation.configure(SchedulerConfig(quotas={"x": Quota(nodes=2)}))
+    ask(allocation, "job", project="x", resources=Resources(nodes=NodeRange(min=1, max=3)))
+    assert decide(allocation)[0] == {"job": ["a", "b"]}
+    assert decide(allocation, 10) == ({}, [])
+
+
+def test_all_gpus_of_a_node_count_against_a_quota() -> None:
+    allocation = cluster(node("g", gpus=["H100"] * 4, max_ranks=4))
+    allocation.configure(SchedulerConfig(quotas={"x": Quota(gpus=2)}))
+    ask(allocation, "job", project="x")
+    assert decide(allocation)[0] == {}
+    assert whys(allocation) == {"job": "project x may hold 2 gpus and would hold 4"}
 
 
 def test_who_waits_too_long_goes_first_and_is_not_preempted() -> None:
@@ -172,7 +184,7 @@ def test_a_long_request_may_use_what_the_head_will_leave() -> None:
     ask(allocation, "wide", 1, nodes=3)
     ask(allocation, "long", 2)
     assert decide(allocation)[0] == {}
-    allocation.request(_request("wide", nodes=2), START)
+    allocation.request(lease_request("wide", nodes=2), START)
     assert decide(allocation)[0] == {"wide": ["b", "c"]}
     ask(allocation, "gang", 3, nodes=2)
     ask(allocation, "long", 2)
@@ -206,7 +218,7 @@ def test_who_was_let_past_and_takes_too_long_is_asked_back() -> None:
     assert decide(allocation, 42)[0] == {"wide": ["a", "b"]}
 
 
-def _request(job: str, **fields: Any) -> LeaseRequest:
+def lease_request(job: str, **fields: Any) -> LeaseRequest:
     count = fields.pop("nodes", 1)
     return LeaseRequest(
         job_id=job,
@@ -320,118 +332,6 @@ def test_an_elastic_gang_makes_room_and_grows_again() -> None:
     give_back(allocation, "other")
     assert decide(allocation, 0.5) == ({}, [])
     assert decide(allocation, 2) == ({}, ["elastic"])
-
-
-# --- policies ---
-
-
-def test_policies_choose_between_nodes_that_would_do() -> None:
-    def chosen(policy: str, **fields: Any) -> str:
-        allocation = cluster(
-            node("busy", max_ranks=4, cost_per_hour=3.0),
-            node("idle", max_ranks=4, cost_per_hour=1.0),
-        )
-        ask(allocation, "other", node_ids=["busy"])
-        decide(allocation)
-        allocation.configure(SchedulerConfig(policy=policy))
-        ask(allocation, "job", 1, **fields)
-        return decide(allocation)[0]["job"][0]
-
-    assert chosen("bin-pack") == "busy"
-    assert chosen("spread") == "idle"
-    assert chosen("cost-aware") == "idle"
-    assert chosen("priority-first", priority=1) == "idle"
-    assert chosen("priority-first", priority=5) == "busy"
-
-
-def test_measured_steps_make_a_node_fast_or_slow() -> None:
-    allocation = cluster(node("fast"), node("slow"))
-    allocation.configure(SchedulerConfig(policy="performance-weighted"))
-    for step_s, name in ((0.1, "fast"), (0.2, "slow")):
-        ask(allocation, name, node_ids=[name])
-        (lease,) = allocation.decide(START)[0]
-        allocation.release(
-            ReleaseRequest(job_id=name, run_id="r", epoch=lease.epoch, workload="w", step_s=step_s),
-            START,
-        )
-    speeds = {n.info.node_id: n.speed for n in allocation.status(START).nodes}
-    assert speeds == {"fast": 1.0, "slow": pytest.approx(0.85)}
-    ask(allocation, "job")
-    assert decide(allocation)[0] == {"job": ["fast"]}
-
-
-def test_nodes_that_had_the_data_are_known_to_policies() -> None:
-    class NearestData(SchedulingPolicy):
-        def score_placement(self, job: LeaseRequest, worker_stats: WorkerStats) -> float:
-            return worker_stats["data_affinity"]
-
-    from loomos.nexus import policies
-
-    policies._POLICIES[NearestData.name] = NearestData()
-    try:
-        allocation = cluster(node("a"), node("b"))
-        allocation.configure(SchedulerConfig(policy="nearest-data"))
-        ask(allocation, "first", node_ids=["b"], affinity=["sha256:1"])
-        decide(allocation)
-        give_back(allocation, "first")
-        ask(allocation, "second", affinity=["sha256:1"])
-        assert decide(allocation)[0] == {"second": ["b"]}
-    finally:
-        del policies._POLICIES[NearestData.name]
-
-
-def test_an_unknown_policy_is_refused_by_name() -> None:
-    with pytest.raises(InvalidInput, match="no 'fastest'; known: bin-pack, cost-aware"):
-        cluster(node("a")).configure(SchedulerConfig(policy="fastest"))
-    assert find_policy("bin-pack").name == "bin-pack"
-
-
-# --- forecasts ---
-
-
-def test_a_forecast_follows_estimates() -> None:
-    allocation = cluster(node("a"))
-    ask(allocation, "running", estimate=60 * MINUTE)
-    decide(allocation)
-    ask(allocation, "ahead", 1, estimate=30 * MINUTE)
-    found = forecast(allocation, _request("new", estimate=10 * MINUTE), START)
-    assert found.starts_at == START + 60 * MINUTE  # submitted before "ahead"
-    later = _request("new", estimate=10 * MINUTE, priority=4)
-    assert forecast(allocation, later, START).ends_at == START + 100 * MINUTE
-    urgent = _request("new", estimate=10 * MINUTE, priority=1)
-    assert forecast(allocation, urgent, START).starts_at == START
-    impossible = _request("new", nodes=9)
-    assert forecast(allocation, impossible, START).reason.startswith("needs 9 ready nodes")
-    assert [w.request.job_id for w in allocation.queue] == ["ahead"]
-
-
-def test_a_forecast_is_hopeful_where_nothing_is_known() -> None:
-    allocation = cluster(node("a"))
-    ask(allocation, "running")
-    decide(allocation)
-    assert forecast(allocation, _request("new"), START).starts_at == START
-
-
-def test_advice_is_what_was_tried() -> None:
-    allocation = cluster(
-        node("a", region="eu"), node("b", region="us", gpus=["G"] * 4, max_ranks=4)
-    )
-    ask(allocation, "holder", node_ids=["a"])
-    decide(allocation)
-    ask(allocation, "near", 2, resources=Resources(region="eu", gpu_count=2))
-    ask(allocation, "huge", 3, resources=Resources(memory_gb=9))
-    assert {a.job_id: a.change for a in advise(allocation, START)} == {
-        "near": "leave out resources.region",
-        "huge": "halve resources.memory to 4608Mi",
-        "holder": "set runtime.estimated_duration",
-    }
-    ask(allocation, "wide", 1, nodes=2)
-    # What is free is kept for the gang now, so the others would gain nothing.
-    assert {a.job_id: a.change for a in advise(allocation, START)} == {
-        "wide": "set resources.nodes to {min: 1, max: 2}",
-        "holder": "set runtime.estimated_duration",
-    }
-    assert len(allocation.queue) == 3
 
 
 # --- all together ---
