@@ -53,6 +53,18 @@ class TrainActivities:
         Raises:
             ApplicationError: the first rank's error; non-retryable if a new gang would meet it too.
         """
+        return await self.run_ranks(job, tells_job=True)
+
+    async def run_ranks(self, job: TrainAssignment, *, tells_job: bool) -> TrainOutcome:
+        """Run ranks, with heartbeats.
+
+        Args:
+            job: the work.
+            tells_job: signal progress to the workflow that called the activity.
+
+        Raises:
+            ApplicationError: as `train` does.
+        """
         # Imported here: the message lives beside torch-only modules but needs no torch itself.
         from loomos.training.requests import RankRequest
 
@@ -66,12 +78,12 @@ class TrainActivities:
                 pipe=reports.pipe,
             )
             request.write(folder / "request.json")
-            signals = _ProgressSignals(job, reports)
-            async with (
-                _running(reports.follow()),
-                _running(_heartbeats(reports)),
-                _running(signals.send()),
-            ):
+            async with contextlib.AsyncExitStack() as beside:
+                await beside.enter_async_context(_running(reports.follow()))
+                await beside.enter_async_context(_running(_heartbeats(reports)))
+                if tells_job:
+                    signals = _ProgressSignals(job, reports)
+                    await beside.enter_async_context(_running(signals.send()))
                 process = await self._host.run("train", folder / "request.json", folder)
                 grace_s = job.spec.runtime.stop_grace.total_seconds() + KILL_MARGIN_S
                 code = await _supervise(process, grace_s, reports)

@@ -13,6 +13,7 @@ from api import problems
 from api.context import Gateway
 from api.routes import (
     cluster,
+    experiments,
     health,
     jobs,
     ledger,
@@ -26,6 +27,7 @@ from api.routes import (
 from api.stream import RecentJobs
 from api.traffic import Traffic
 from loomos.client.delivery import DeliveryClient
+from loomos.client.experiments import ExperimentClient
 from loomos.client.schedules import ScheduleClient
 from loomos.client.temporal import connect
 from loomos.client.workflows import WorkflowClient
@@ -65,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 cluster=workflows.cluster,
                 delivery=DeliveryClient(client),
                 schedules=ScheduleClient(client, store),
+                experiments=ExperimentClient(client),
                 traffic=Traffic(store),
                 store=store,
                 signing_key=read_key(chosen.auth.signing_key_file),
@@ -86,11 +89,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         health,
         jobs,
         cluster,
+        experiments,
         scheduler,
         ledger,
         models,
         rollouts,
         verifications,
+        experiments,
         schedules,
         serving,
     ):

@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.traffic import Traffic
 from loomos.client.cluster import ClusterClient
 from loomos.client.delivery import DeliveryClient
+from loomos.client.experiments import ExperimentClient
 from loomos.client.schedules import ScheduleClient
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import Forbidden, Unauthenticated
@@ -43,6 +44,8 @@ class Gateway:
     """What comes after training, on Temporal."""
     schedules: ScheduleClient
     """Continual learning."""
+    experiments: ExperimentClient
+    """Searches over parameters."""
     traffic: Traffic
     """Servers and route rows, as requests are passed on by."""
 

@@ -122,6 +122,9 @@ class NodeSettings(_Section):
     """Address at which the other nodes of a gang reach this one."""
     max_ranks: Annotated[int, Field(ge=1)] | None = None
     """Ranks it will run at once. Default: its GPUs, or its cores."""
+    pool_slots: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Trials that it runs at a time, besides leased work. Default: half its cores, none on a
+    machine with GPUs, whose memory a leased job may fill."""
     labels: dict[str, str] = {}
     """Free key/value pairs."""
     node_type: str = ""

@@ -14,6 +14,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.continual import ContinualActivities
 from activities.control import ControlActivities
 from activities.endpoints import EndpointActivities
+from activities.experiments import ExperimentActivities
 from activities.failures import FailureInterceptor
 from activities.ledger import LedgerActivities
 from activities.rollouts import RolloutActivities
@@ -28,6 +29,7 @@ from workers.build import deployment
 from workflows.cluster import Cluster
 from workflows.continual import ContinualLearning
 from workflows.endpoints import Endpoint, ModelChanges
+from workflows.experiment import ExperimentSweep
 from workflows.leadership import Leadership
 from workflows.rollouts import CanaryRollout
 from workflows.training import TrainingRun
@@ -42,6 +44,7 @@ WORKFLOWS = [
     VerificationSuite,
     ContinualLearning,
     Leadership,
+    ExperimentSweep,
 ]
 
 
@@ -66,6 +69,7 @@ async def main(stop: asyncio.Event) -> None:
     rollouts = RolloutActivities(settings, client)
     verification = VerificationActivities(settings)
     continual = ContinualActivities(settings, db)
+    experiments = ExperimentActivities(client)
     worker = Worker(
         client,
         task_queue=CONTROL_QUEUE,
@@ -92,6 +96,8 @@ async def main(stop: asyncio.Event) -> None:
             verification.judge_verification,
             continual.collect_samples,
             continual.conclude_update,
+            experiments.suggest,
+            experiments.read_earlier,
         ],
         workflow_runner=sandbox(),
         interceptors=[FailureInterceptor()],

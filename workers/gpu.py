@@ -7,6 +7,7 @@ Start with `python -m workers.gpu`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -28,9 +29,10 @@ from activities.failures import FailureInterceptor
 from activities.presence import PresenceActivities
 from activities.rank_host import RankHost
 from activities.train import TrainActivities
+from activities.trials import TrialActivities
 from loomos.client.temporal import connect
 from loomos.jobs.cluster import ClusterState, NodeInfo
-from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE
+from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE, POOL_QUEUE
 from loomos.lifeline import die_with_parent
 from loomos.provenance.environment import code_sha256, describe_environment
 from loomos.runtime import run_process
@@ -124,6 +126,8 @@ async def main(stop: asyncio.Event) -> None:
     info = await asyncio.to_thread(describe_node, settings.node, store, scratch)
     presence = PresenceActivities(scratch)
     train = TrainActivities(settings, host, scratch)
+    slots = pool_slots(settings.node, info)
+    trials = TrialActivities(settings, train, info, slots)
     worker = Worker(
         client,
         task_queue=info.task_queue,
@@ -141,13 +145,40 @@ async def main(stop: asyncio.Event) -> None:
         identity=f"{info.node_id}@{info.incarnation}",
     )
     log.info("node %s, incarnation %s, %s ranks", info.node_id, info.incarnation, info.max_ranks)
-    async with worker:
+    async with contextlib.AsyncExitStack() as running:
+        await running.enter_async_context(worker)
+        if slots:
+            await running.enter_async_context(pool_worker(client, info, trials, slots))
         registering = asyncio.create_task(keep_registered(client, info, presence))
         await stop.wait()
         registering.cancel()
         presence.leave()
     warming.cancel()
+    await trials.close()
     await host.close()
+
+
+def pool_slots(settings: NodeSettings, info: NodeInfo) -> int:
+    """How many trials this node runs at a time."""
+    if settings.pool_slots is not None:
+        return settings.pool_slots
+    return 0 if info.gpus else max(1, info.cpu_count // 2)
+
+
+def pool_worker(client: Client, info: NodeInfo, trials: TrialActivities, slots: int) -> Worker:
+    """The worker of the queue that all nodes share."""
+    return Worker(
+        client,
+        task_queue=POOL_QUEUE,
+        activities=[trials.run_trial],
+        interceptors=[FailureInterceptor()],
+        deployment_config=deployment(),
+        max_concurrent_activities=slots,
+        max_heartbeat_throttle_interval=timedelta(seconds=1),
+        default_heartbeat_throttle_interval=timedelta(seconds=1),
+        graceful_shutdown_timeout=timedelta(seconds=0),
+        identity=f"{info.node_id}@{info.incarnation}",
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.nexus.requests import step_seconds, training_request, workload
     from loomos.quantities import format_duration
     from workflows import calls
-    from workflows.delivery import deliver
+    from workflows.delivery import Delivered, deliver
     from workflows.dependencies import Dependencies
     from workflows.facts import FactBook
     from workflows.gang import GangEnd, GangFailed, run_gang
@@ -88,24 +88,11 @@ class TrainingRun:
             if job.spec.algorithm == "noop":
                 return await self._noop()
             await self._resolve()
-            while self._model is None:
+            while self._model is None and not self._is_pruned:
                 await self._until_resumed()
                 await self._continue_as_new_if_long()
                 await self._recover_from(await self._run_once())
-            await self._attest(self._model)
-            delivered = await deliver(self._job, self._model, self._journal)
-            self._journal.enter(
-                JobState.COMPLETED,
-                f"published {self._model.name}@{self._model.version}{delivered.said}",
-            )
-            await self._dependencies.tell(JobState.COMPLETED)
-            return JobResult(
-                state=self._journal.state,
-                step=self._outcome.step if self._outcome else 0,
-                model=self._model,
-                verdict=delivered.verdict,
-                rollout=delivered.rollout,
-            )
+            return await self._complete()
         except BaseException as error:
             await self._end_badly(error)
             raise
@@ -118,6 +105,31 @@ class TrainingRun:
             waits_for = ", ".join(self._dependencies.pending)
             self._journal.enter(JobState.QUEUED, f"waits for {waits_for}")
             await self._dependencies.wait()
+
+    @property
+    def _is_pruned(self) -> bool:
+        """Whether it is a trial that was given up; it publishes nothing."""
+        return self._outcome is not None and self._outcome.reason == "pruned"
+
+    async def _complete(self) -> JobResult:
+        """Sign and deliver what was published, and tell who waits."""
+        delivered, said = Delivered(), "pruned"
+        if self._model is None:
+            await self._facts.settle()
+        else:
+            await self._attest(self._model)
+            delivered = await deliver(self._job, self._model, self._journal)
+            said = f"published {self._model.name}@{self._model.version}{delivered.said}"
+        self._journal.enter(JobState.COMPLETED, said)
+        await self._dependencies.tell(JobState.COMPLETED)
+        return JobResult(
+            state=self._journal.state,
+            step=self._outcome.step if self._outcome else 0,
+            model=self._model,
+            verdict=delivered.verdict,
+            rollout=delivered.rollout,
+            outcome=self._outcome if self._job.is_trial else None,
+        )
 
     async def _noop(self) -> JobResult:
         self._journal.enter(JobState.RUNNING, "does nothing")
@@ -151,6 +163,8 @@ class TrainingRun:
                 if isinstance(end, GangFailed) or end.outcome is None or end.wish:
                     return end
                 self._outcome = end.outcome
+            if self._is_pruned:
+                return GangEnd(outcome=self._outcome)
             return await self._publish(lease)
         finally:
             self._ran_for += workflow.now() - began
@@ -204,6 +218,8 @@ class TrainingRun:
                     spec=self._job.spec,
                     inputs=self._inputs,
                     devices=lease.devices[rank] if lease.devices else [],
+                    is_trial=self._job.is_trial,
+                    pruning=self._job.pruning,
                 ),
                 f"{node.node_id}, attempt {plan.generation}, from step {first}",
             )

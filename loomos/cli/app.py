@@ -10,6 +10,7 @@ from loomos.cli import (
     config,
     endpoints,
     events,
+    experiments,
     jobs,
     ledger,
     models,
@@ -34,6 +35,7 @@ app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(verify.app, name="verify")
 app.add_typer(rollouts.app, name="rollouts")
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(experiments.app, name="experiments")
 app.add_typer(workers.app, name="workers")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(scheduler.app, name="scheduler")

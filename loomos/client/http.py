@@ -25,6 +25,7 @@ from loomos.client.delivery_api import (
     VerificationsApi,
 )
 from loomos.client.delivery_models import Deployment, EndpointDetail, InferenceAnswer
+from loomos.client.experiments_api import ExperimentsApi
 from loomos.client.job_spec import JobSpec
 from loomos.client.ledger import LedgerApi
 from loomos.client.models import (
@@ -74,6 +75,7 @@ class LoomOSClient(Transport):
         self.rollouts = RolloutsApi(self)
         self.verifications = VerificationsApi(self)
         self.schedules = SchedulesApi(self)
+        self.experiments = ExperimentsApi(self)
 
     # --- jobs ---
 

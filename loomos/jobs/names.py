@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 CONTROL_QUEUE = "loomos-control"
 """Workflow tasks, and activities that any control worker may run."""
+
+POOL_QUEUE = "loomos-pool"
+"""Small single-node work that needs no lease: trials. Every node with pool slots serves it."""
 
 CLUSTER_WORKFLOW_ID = "loomos-cluster"
 """The one `Cluster` workflow of a namespace."""
@@ -13,6 +18,10 @@ ENDPOINT_KIND = "Endpoint"
 ROLLOUT_KIND = "CanaryRollout"
 VERIFICATION_KIND = "VerificationSuite"
 CONTINUAL_KIND = "ContinualLearning"
+EXPERIMENT_KIND = "Experiment"
+
+SUMMARY_MEMO = "summary"
+"""What came of an experiment, in short, for lists."""
 
 
 def endpoint_workflow_id(name: str) -> str:
@@ -46,6 +55,11 @@ SEARCH_ATTRIBUTES = {
 def verification_workflow_id(name: str) -> str:
     """The `VerificationSuite` of a job, or one started by hand."""
     return f"verify/{name}"
+
+
+def experiment_workflow_id(name: str, key: str) -> str:
+    """The `ExperimentSweep` of an experiment; `key` is its idempotency key."""
+    return f"{name}-{hashlib.sha256(f'experiment/{key}'.encode()).hexdigest()[:8]}"
 
 
 def schedule_id(name: str) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from loomos.jobs.cluster import NodeInfo
 from loomos.jobs.message import Message, TimelineEntryBase
+from loomos.jobs.pruning import PruningRule, Reports
 from loomos.jobs.states import JobState
 from loomos.manifest import Labels, TrainingSpec
 from loomos.quantities import Duration
@@ -126,6 +127,10 @@ class TrainAssignment(Message):
     """From what."""
     devices: list[int] = []
     """Indices of this node's GPUs that are the job's."""
+    is_trial: bool = False
+    """Whether it is a trial of an experiment: its evaluations are kept for the outcome."""
+    pruning: PruningRule | None = None
+    """When its evaluations are too bad for it to go on."""
 
     @property
     def world_size(self) -> int:
@@ -143,7 +148,7 @@ class TrainOutcome(Message):
     total_steps: int
     """Steps that the run will have."""
     reason: str = ""
-    """`max_steps`, `early_stopping` or `stopped`."""
+    """`max_steps`, `early_stopping`, `pruned` or `stopped`."""
     checkpoint: CheckpointRef | None = None
     """Checkpoint that holds the result."""
     loss: float | None = None
@@ -154,6 +159,10 @@ class TrainOutcome(Message):
     """Checkpoint it started from."""
     skipped: list[CheckpointRef] = []
     """Checkpoints found corrupt or missing on the way to it."""
+    evaluations: Reports = []
+    """(step, validation loss) of a trial, from its first step on."""
+    rungs: int = 0
+    """Rungs at which it was judged."""
 
 
 class Progress(Message):
@@ -233,6 +242,10 @@ class TrainingRunInput(Message):
     """What to do."""
     from_scratch: bool = False
     """Ignore checkpoints of earlier runs under this id."""
+    is_trial: bool = False
+    """Whether it is a trial of an experiment."""
+    pruning: PruningRule | None = None
+    """When a trial is given up."""
     carried: CarriedState | None = None
     """State of the run that this one continues."""
 
@@ -343,6 +356,8 @@ class JobResult(Message):
     """What Prism said of that, if it was asked."""
     rollout: str = ""
     """How its trial ended, if there was one."""
+    outcome: TrainOutcome | None = None
+    """How the training ended, for the experiment that a trial is of."""
 
 
 class MigrateRequest(Message):

@@ -5,6 +5,7 @@
     jobs/<job>/checkpoints/g<generation>/s<step>/<shard>
     jobs/<job>/retired/g<generation>/s<step>.json        manifest of a checkpoint since deleted
     jobs/<job>/gangs/g<generation>.json                      rendezvous endpoint of a gang
+    jobs/<job>/state                                         what a trial's function saved
     jobs/<job>/metrics/g<generation>/r<rank>/<first step>.jsonl
     jobs/<job>/logs/g<generation>/n<node rank>/<sequence>.jsonl
     jobs/<job>/events/g<generation>/<sequence>.jsonl
@@ -101,6 +102,11 @@ def gang_key(job_id: str, generation: int) -> str:
 def metrics_prefix(job_id: str) -> str:
     """All metric chunks of a job."""
     return f"jobs/{job_id}/metrics/"
+
+
+def trial_state_key(job_id: str) -> str:
+    """What the function of a trial has saved."""
+    return f"jobs/{job_id}/state"
 
 
 def logs_prefix(job_id: str) -> str:

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from loomos.errors import InvalidInput, LossDiverged
+from loomos.jobs.pruning import MOST_REPORTS
 from loomos.jobs.training import CheckpointRef, TrainAssignment, TrainOutcome
-from loomos.manifest import FineTuning, Runtime, TrainingSpec
+from loomos.manifest import FineTuning, Runtime
 from loomos.storage import open_store
 from loomos.training.checkpoint import Checkpointer
 from loomos.training.data import IGNORED, Batch
@@ -35,6 +36,7 @@ from loomos.training.model import without_gradient_sync
 from loomos.training.schedule import learning_rate
 from loomos.training.setup import RankContext, Setup, set_up
 from loomos.training.shards import CheckpointManifest, TensorDict
+from loomos.weaver.pruning import Judge
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def train(job: TrainAssignment, context: RankContext) -> TrainOutcome:
             on_corrupt=context.reporter.corrupt,
             group=dist.new_group(backend="gloo", timeout=GANG_TIMEOUT),
         )
-        run = Run(job.spec, setup, checkpoints, context, control, device)
+        run = Run(job, setup, checkpoints, context, control, device)
         run.resume(read_fence(store, job.job_id, job.generation).accepted)
         if tuning.max_steps is not None and run.step > tuning.max_steps:
             raise InvalidInput(f"checkpoint of step {run.step} is past max_steps")
@@ -116,17 +118,21 @@ class Run:
 
     def __init__(
         self,
-        spec: TrainingSpec,
+        job: TrainAssignment,
         setup: Setup,
         checkpoints: Checkpointer,
         context: RankContext,
         control: Any,
         device: torch.device,
     ) -> None:
-        assert spec.model is not None
+        assert job.spec.model is not None
         self.step = 0
-        self._tuning: FineTuning = spec.model.fine_tuning_config
-        self._runtime: Runtime = spec.runtime
+        self._tuning: FineTuning = job.spec.model.fine_tuning_config
+        self._runtime: Runtime = job.spec.runtime
+        self._is_trial = job.is_trial
+        self._judge = Judge(job.pruning)
+        self._is_pruned = False
+        self._evaluations: list[tuple[int, float]] = []
         self._setup = setup
         self._checkpoints = checkpoints
         self._context = context
@@ -244,6 +250,8 @@ class Run:
         self._loss, self._validation_loss = progress["loss"], progress["validation_loss"]
         self._best_loss = progress["best_loss"]
         self._stale_evaluations = progress["stale_evaluations"]
+        for step, loss in progress.get("evaluations", []):
+            self._note_evaluation(step, loss)
 
     def _checkpoint(self, positions: TensorDict, validation_loss: float | None) -> None:
         state = self._tensors()
@@ -256,6 +264,7 @@ class Run:
                 "validation_loss": self._validation_loss,
                 "best_loss": self._best_loss,
                 "stale_evaluations": self._stale_evaluations,
+                "evaluations": self._evaluations,
             },
             validation_loss=validation_loss,
         )
@@ -375,6 +384,8 @@ class Run:
             return "max_steps"
         if patience is not None and self._stale_evaluations >= patience.patience:
             return "early_stopping"
+        if self._is_pruned:
+            return "pruned"
         return "stopped" if agreed.stop else ""
 
     def _evaluate_if_due(self, total: int) -> bool:
@@ -385,6 +396,7 @@ class Run:
         self._validation_loss = self.evaluate()
         if self._is_first:
             self._context.reporter.evaluation(step=self.step, validation_loss=self._validation_loss)
+        self._note_evaluation(self.step, self._validation_loss)
         patience = self._runtime.early_stopping
         margin = patience.min_delta if patience else 0.0
         if self._best_loss is None or self._validation_loss < self._best_loss - margin:
@@ -392,6 +404,12 @@ class Run:
             return True
         self._stale_evaluations += 1
         return False
+
+    def _note_evaluation(self, step: int, loss: float) -> None:
+        """A trial remembers its evaluations, and is given up when one misses its bar."""
+        if self._is_trial and len(self._evaluations) < MOST_REPORTS:
+            self._evaluations.append((step, loss))
+            self._is_pruned = self._judge.report(step, loss) or self._is_pruned
 
     def evaluate(self) -> float:
         """Mean loss over the fixed validation sequences of all ranks."""
@@ -448,4 +466,6 @@ class Run:
             validation_loss=self._validation_loss,
             resumed_from=self._resumed_from,
             skipped=self._skipped,
+            evaluations=self._evaluations,
+            rungs=self._judge.rungs,
         )

@@ -1,0 +1,469 @@
+"""An experiment: points are chosen, trials run, results come back, until enough is known.
+
+Trial n is chosen knowing the results of the trials up to n - lookahead, no more and no fewer. So
+the same seed and the same results give the same trials, whoever is fast and whatever dies; the
+sampler's state is no state of its own, it is made again from the results in this workflow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import Priority
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from loomos.errors import InvalidInput, InvalidManifest
+    from loomos.jobs.experiments import (
+        CarriedSweep,
+        ExperimentInput,
+        ExperimentResult,
+        ExperimentState,
+        ExperimentStatus,
+        Known,
+        Params,
+        StopRequest,
+        SuggestRequest,
+        TrialPage,
+        TrialRecord,
+        TrialRequest,
+        TrialResult,
+        TrialsQuery,
+        TrialState,
+        WarmStartRequest,
+    )
+    from loomos.jobs.facts import Fact, RecordFacts
+    from loomos.jobs.names import SUMMARY_MEMO
+    from loomos.manifest import TrainingSpec
+    from loomos.weaver.population import offspring
+    from loomos.weaver.pruning import rule_for
+    from loomos.weaver.results import best, enough, violations
+    from workflows import calls, experiment_calls
+    from workflows.causes import root_cause
+    from workflows.experiment_log import ExperimentLog
+    from workflows.trial_jobs import run_as_job
+
+MOST_EVENTS = 4000
+"""A run whose history is longer hands over to a new one as soon as no trial runs."""
+MOST_ASKED = 64
+"""Points asked for at once."""
+MOST_RECORDED = 20
+"""Trials of a Pareto front that go into the ledger."""
+MOST_FAILURES = 10
+"""Trials in a row, by number, that all failed: then the experiment fails."""
+
+
+@workflow.defn(name="ExperimentSweep")
+class ExperimentSweep:
+    """One experiment."""
+
+    @workflow.init
+    def __init__(self, run: ExperimentInput) -> None:
+        carried = run.carried or CarriedSweep(
+            trials=[], finished=[], started_at=workflow.info().start_time
+        )
+        self._run, self._spec = run, run.spec
+        self._trials = list(carried.trials)
+        self._finished = list(carried.finished)
+        self._inputs = carried.inputs
+        self._earlier = list(carried.earlier)
+        self._stop_reason = carried.stop_reason
+        self._exhausted = carried.exhausted
+        self._log = ExperimentLog(carried, self._rows)
+        self._ordered = 0
+        self._told: int | None = None
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._fatal: Exception | None = None
+
+    @workflow.run
+    async def run(self, run: ExperimentInput) -> ExperimentResult:
+        """Carry the experiment to its end."""
+        try:
+            if run.carried is None:
+                await self._prepare()
+            await self._sweep()
+            return await self._conclude()
+        except workflow.ContinueAsNewError:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            await self._let_go()
+            if is_cancelled_exception(error):
+                await self._end(ExperimentState.CANCELLED, "cancelled")
+            else:
+                await self._end(ExperimentState.FAILED, root_cause(error))
+            raise
+
+    # --- phases ---
+
+    async def _prepare(self) -> None:
+        self._log.enter(ExperimentState.PREPARING, "pins inputs")
+        await self._record("experiment_started", {"spec": self._spec.model_dump(mode="json")})
+        if self._spec.objective.training is not None:
+            first: Params = {name: p.first for name, p in self._spec.parameters.items()}
+            self._inputs = await calls.resolve_inputs(self._spec.training_spec(first))
+        if self._spec.warm_start:
+            request = WarmStartRequest(experiments=self._spec.warm_start, spec=self._spec)
+            self._earlier = (await experiment_calls.read_earlier(request)).trials
+            self._log.note(f"knows {len(self._earlier)} trials of earlier experiments")
+        if not self._is_over:
+            self._log.enter(ExperimentState.RUNNING, "trials run")
+
+    async def _sweep(self) -> None:
+        """Choose and start trials as results allow it, until there is nothing to wait for."""
+        while True:
+            self._look_whether_enough()
+            if not self._is_long():
+                await self._choose()
+                self._start()
+            elif not self._running:
+                await self._continue_as_new()
+            if self._fatal is not None:
+                raise self._fatal
+            if not self._running:
+                return
+            await self._until_something_happens(len(self._finished))
+
+    async def _until_something_happens(self, finished: int) -> None:
+        with contextlib.suppress(TimeoutError):  # the time budget: looked at by the caller
+            await workflow.wait_condition(
+                lambda: (
+                    len(self._finished) > finished or self._fatal is not None or not self._running
+                ),
+                timeout=self._time_left(),
+                timeout_summary="time budget",
+            )
+
+    async def _conclude(self) -> ExperimentResult:
+        found = best(self._spec, self._trials)
+        why = "the space has no more points" if self._exhausted else "every trial has ended"
+        await self._end(ExperimentState.COMPLETED, self._stop_reason or why)
+        return ExperimentResult(
+            state=ExperimentState.COMPLETED, best=found, trials=len(self._trials)
+        )
+
+    async def _end(self, state: ExperimentState, message: str) -> None:
+        found = best(self._spec, self._trials)[:MOST_RECORDED]
+        data = {
+            "best": [{"params": t.params, "trial": t.number, "values": t.values} for t in found],
+            "message": message[:500],
+            "state": state,
+            "trials": len(self._trials),
+        }
+        await self._record("experiment_ended", data)
+        workflow.upsert_memo({SUMMARY_MEMO: self._summary()})
+        self._log.enter(state, message)
+
+    def _summary(self) -> dict[str, object]:
+        """What lists show of an experiment that has ended."""
+        found = best(self._spec, self._trials)
+        values = found[0].values if len(found) == 1 else []
+        return {"best": values, "front": len(found), "trials": len(self._finished)}
+
+    # --- choosing ---
+
+    @property
+    def _is_over(self) -> bool:
+        return bool(self._stop_reason)
+
+    def _in_order(self) -> int:
+        """How many trials are finished with none unfinished before them."""
+        while self._ordered < len(self._trials) and self._trials[self._ordered].state.is_final:
+            self._ordered += 1
+        return self._ordered
+
+    async def _choose(self) -> None:
+        """Have points for as many trials as may be chosen now."""
+        while not self._is_over and not self._exhausted:
+            first = len(self._trials)
+            count = self._choosable(first)
+            if count <= 0:
+                return
+            population = self._spec.population
+            if population is not None and first >= population.size:
+                previous = self._trials[first - first % population.size - population.size :]
+                params, parent = offspring(self._spec, first, previous[: population.size])
+                self._trials.append(TrialRecord(number=first, params=params, parent=parent))
+                continue
+            points = await self._suggest(first, count)
+            self._exhausted = len(points) < count
+            self._trials += [
+                TrialRecord(number=first + i, params=params) for i, params in enumerate(points)
+            ]
+
+    def _choosable(self, first: int) -> int:
+        """How many trials from `first` on may be chosen with what is known."""
+        population, ordered = self._spec.population, self._in_order()
+        if population is not None:
+            total = min(self._spec.trials, population.size * population.generations)
+            if first < population.size:
+                return min(population.size, total) - first
+            knows_round = ordered >= first - first % population.size
+            return 1 if knows_round and first < total else 0
+        if first - len(self._finished) - len(self._running) > MOST_ASKED // 2:
+            return 0  # enough wait; the next are asked for together
+        return min(self._spec.trials, ordered + self._spec.known_before, first + MOST_ASKED) - first
+
+    async def _suggest(self, first: int, count: int) -> list[Params]:
+        """Ask the study, which knows what it was told before; if it is gone, tell it everything."""
+        known_from, ordered = self._told or 0, self._in_order()
+        request = SuggestRequest(
+            study=workflow.info().run_id,
+            spec=self._spec,
+            first=first,
+            count=count,
+            known_from=known_from,
+            known=self._known(known_from, ordered),
+            earlier=self._earlier if self._told is None else None,
+        )
+        found = await experiment_calls.suggest(request)
+        if found.needs_all:
+            everything = {
+                "known_from": 0,
+                "known": self._known(0, ordered),
+                "earlier": self._earlier,
+            }
+            found = await experiment_calls.suggest(request.model_copy(update=everything))
+        self._told = ordered
+        return found.params
+
+    def _known(self, start: int, end: int) -> list[Known]:
+        return [
+            Known(
+                params=trial.params,
+                state=trial.state,
+                values=trial.values,
+                reports=trial.reports,
+                violations=violations(self._spec, trial) if self._spec.limits else {},
+            )
+            for trial in self._trials[start:end]
+        ]
+
+    # --- running ---
+
+    def _start(self) -> None:
+        for trial in self._trials[self._in_order() :]:
+            if self._is_over or len(self._running) >= self._spec.parallelism:
+                return
+            if trial.state == TrialState.WAITING:
+                task = asyncio.create_task(self._carry(trial.number))
+                self._running[trial.number] = task
+
+    async def _carry(self, number: int) -> None:
+        """One trial from its start to its result, tried again where it fails."""
+        self._change(number, state=TrialState.RUNNING, started_at=workflow.now())
+        try:
+            request = self._request(number)
+            result = await self._try(request)
+            while result.state == TrialState.FAILED and request.retry < self._spec.retries:
+                request = request.model_copy(update={"retry": request.retry + 1})
+                self._change(number, retries=request.retry)
+                result = await self._try(request)
+        except (InvalidInput, InvalidManifest) as error:
+            result = TrialResult(state=TrialState.FAILED, error=str(error)[:1000])
+        except asyncio.CancelledError:
+            self._change(number, state=TrialState.CANCELLED)
+            raise
+        except Exception as error:  # a mistake of ours: raised where the workflow will fail by it
+            self._fatal = error
+            raise
+        finally:
+            del self._running[number]
+        self._settle(number, result)
+
+    async def _try(self, request: TrialRequest) -> TrialResult:
+        try:
+            if self._spec.objective.own_page:
+                return await run_as_job(self._run, request)
+            priority = Priority(priority_key=self._spec.priority, fairness_key=self._run.project)
+            return await experiment_calls.run_trial(request, priority)
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise asyncio.CancelledError from None
+            return TrialResult(state=TrialState.FAILED, error=root_cause(error)[:1000])
+
+    def _request(self, number: int) -> TrialRequest:
+        spec, trial = self._spec, self._trials[number]
+        known = self._trials[: max(0, number - spec.known_before + 1)]
+        metrics = [metric.name for metric in spec.metrics]
+        training = None
+        if spec.objective.training is not None:
+            training = spec.training_spec(trial.params)
+            if spec.population is not None:
+                training = _lengthened(training, number // spec.population.size + 1)
+        return TrialRequest(
+            experiment_id=self._run.experiment_id,
+            number=number,
+            params=trial.params,
+            seed=spec.seed,
+            metrics=metrics,
+            limits=[limit.metric for limit in spec.limits if limit.metric not in metrics],
+            function=spec.objective.function,
+            arguments_json=json.dumps(spec.objective.arguments),
+            training=training,
+            inputs=self._inputs,
+            pruning=rule_for(spec, number, known),
+            parent=trial.parent,
+            timeout=spec.trial_timeout,
+        )
+
+    def _settle(self, number: int, result: TrialResult) -> None:
+        """Take in a result."""
+        facts = result.model_dump(exclude={"reports"})
+        self._change(number, **facts, reports=result.reports, finished_at=workflow.now())
+        if self._spec.limits and result.state == TrialState.COMPLETED:
+            broken = violations(self._spec, self._trials[number])
+            self._change(number, is_feasible=max(broken.values()) <= 0)
+        self._finished.append(number)
+        self._log.show()
+
+    def _change(self, number: int, **changes: object) -> None:
+        self._trials[number] = self._trials[number].model_copy(update=changes)
+
+    async def _let_go(self) -> None:
+        """Cancel what runs, and wait for it."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- when to stop ---
+
+    def _look_whether_enough(self) -> None:
+        if self._is_over:
+            return
+        reason = enough(self._spec, self._trials)
+        budget = self._spec.budget
+        if budget.max_cost is not None and sum(t.cost for t in self._trials) >= budget.max_cost:
+            reason = reason or "the budget's max_cost is used"
+        left = self._time_left()
+        if left is not None and left <= timedelta(0):
+            reason = reason or "the budget's max_duration is used"
+        if reason:
+            self._stop(reason)
+        ordered = self._trials[: self._in_order()]
+        failed = ordered[-MOST_FAILURES:]
+        if len(failed) == MOST_FAILURES and all(t.state == TrialState.FAILED for t in failed):
+            self._fatal = ApplicationError(
+                f"{MOST_FAILURES} trials in a row failed; the last: {failed[-1].error}",
+                type="TrialsFailed",
+                non_retryable=True,
+            )
+
+    def _stop(self, reason: str) -> None:
+        """Start no more; what was chosen and not begun is let go."""
+        self._stop_reason = reason
+        self._trials = [
+            trial
+            if trial.state != TrialState.WAITING
+            else trial.model_copy(update={"state": TrialState.CANCELLED})
+            for trial in self._trials
+        ]
+        self._log.enter(ExperimentState.STOPPING, reason)
+
+    def _time_left(self) -> timedelta | None:
+        longest = self._spec.budget.max_duration
+        if longest is None or self._is_over:
+            return None
+        return max(timedelta(0), self._log.started_at + longest - workflow.now())
+
+    # --- bookkeeping ---
+
+    def _is_long(self) -> bool:
+        info = workflow.info()
+        return (
+            info.is_continue_as_new_suggested() or info.get_current_history_length() > MOST_EVENTS
+        )
+
+    async def _continue_as_new(self) -> None:
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        carried = CarriedSweep(
+            trials=self._trials,
+            finished=self._finished,
+            earlier=self._earlier,
+            inputs=self._inputs,
+            started_at=self._log.started_at,
+            timeline=self._log.timeline,
+            stop_reason=self._stop_reason,
+            exhausted=self._exhausted,
+        )
+        workflow.continue_as_new(self._run.model_copy(update={"carried": carried}))
+
+    async def _record(self, event_type: str, data: dict[str, object]) -> None:
+        """Let the ledger know, and wait until it does."""
+        run = workflow.info().first_execution_run_id
+        person = self._run.owner if event_type == "experiment_started" else None
+        fact = Fact(event_type=event_type, key=f"{run}/{event_type}", data=data, person=person)
+        experiment_id = self._run.experiment_id
+        await calls.start_record(
+            RecordFacts(job_id=experiment_id, stream=f"experiment:{experiment_id}", facts=[fact])
+        )
+
+    def _rows(self) -> list[tuple[str, str]]:
+        counts = ", ".join(f"{count} {state}" for state, count in self._counts().items())
+        rows = [("trials", counts or "none yet")]
+        if len(self._spec.metrics) == 1:
+            values = [f"{trial.values[0]:.6g}" for trial in best(self._spec, self._trials)]
+            rows.append(("best", ", ".join(values) or "none yet"))
+        return rows
+
+    def _counts(self) -> dict[str, int]:
+        states = [trial.state for trial in self._trials]
+        return {state.value: states.count(state) for state in TrialState if state in states}
+
+    # --- messages ---
+
+    @workflow.update
+    def stop(self, request: StopRequest) -> ExperimentStatus:
+        """Start no more trials; those that run end."""
+        self._stop(request.reason or f"stopped by {request.person}")
+        return self.status()
+
+    @stop.validator
+    def _may_stop(self, request: StopRequest) -> None:
+        if self._log.state.is_final or self._is_over:
+            raise ApplicationError(
+                f"the experiment is {self._log.state}", type="Conflict", non_retryable=True
+            )
+
+    @workflow.query
+    def status(self) -> ExperimentStatus:
+        """Where it is."""
+        return ExperimentStatus(
+            experiment_id=self._run.experiment_id,
+            name=self._run.name,
+            owner=self._run.owner,
+            project=self._run.project,
+            state=self._log.state,
+            message=self._log.message,
+            spec=self._spec,
+            counts=self._counts(),
+            best=best(self._spec, self._trials)[:100],
+            cost=round(sum(trial.cost for trial in self._trials), 6),
+            started_at=self._log.started_at,
+            finished_at=self._log.finished_at,
+            timeline=self._log.timeline,
+        )
+
+    @workflow.query
+    def trials(self, query: TrialsQuery) -> TrialPage:
+        """Trials that have finished, in that order."""
+        end = min(query.since + query.limit, len(self._finished))
+        return TrialPage(
+            trials=[self._trials[number] for number in self._finished[query.since : end]],
+            next=max(query.since, end),
+            is_over=self._log.state.is_final and end >= len(self._finished),
+        )
+
+
+def _lengthened(training: TrainingSpec, rounds: int) -> TrainingSpec:
+    """The training of a member that goes on to so many rounds."""
+    assert training.model is not None
+    tuning = training.model.fine_tuning_config
+    assert tuning.max_steps is not None
+    longer = tuning.model_copy(update={"max_steps": tuning.max_steps * rounds})
+    model = training.model.model_copy(update={"fine_tuning_config": longer})
+    return training.model_copy(update={"model": model})
