@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Any
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowQueryFailedError
@@ -15,6 +19,7 @@ from loomos.errors import InvalidInput, NotFound, Unavailable
 from loomos.jobs.experiments import (
     ExperimentStatus,
     Known,
+    StudyState,
     Suggested,
     SuggestRequest,
     TrialPage,
@@ -27,6 +32,7 @@ from loomos.weaver.space import contains
 
 MOST_STUDIES = 8
 """Studies kept alive by one control worker; one that is let go is made again when asked for."""
+HEARTBEAT_INTERVAL_S = 1.0
 MOST_EARLIER = 1000
 """Most trials that earlier experiments give; the newest count."""
 
@@ -40,25 +46,38 @@ class ExperimentActivities:
 
     @activity.defn
     async def suggest(self, request: SuggestRequest) -> Suggested:
-        """The next points. Run as a local activity, for there is one for every few trials.
+        """The next points; a study that is not here any more is made again from the workflow.
 
         Raises:
             InvalidInput: the space is empty.
+            Unavailable: the study's process died.
         """
         process, lock = await self._process(request.study)
-        async with lock:
+        async with lock, _heartbeats():
             try:
-                await process.send(request.model_dump_json())
-                answer = await process.receive()
+                answer = await self._ask(process, request)
+                if "needs" in answer:
+                    state = await self._client.get_workflow_handle(
+                        request.experiment_id, run_id=activity.info().workflow_run_id
+                    ).query("study", result_type=StudyState)
+                    answer = await self._ask(process, request, state)
             except ChildDied as error:
-                if request.earlier is None:
-                    return Suggested(needs_all=True)
                 raise Unavailable(f"the process of the study died ({error})") from None
-            process.done()
         if "error" in answer:
             said = answer["error"]
             raise application_error(said["type"], said["message"], retryable=False)
         return Suggested.model_validate(answer["suggested"])
+
+    async def _ask(
+        self, process: JsonLinesProcess, request: SuggestRequest, state: StudyState | None = None
+    ) -> dict[str, Any]:
+        question = json.dumps({"request": request.model_dump(mode="json")})
+        if state is not None:
+            question = json.dumps({"state": state.model_dump(mode="json")}) + "\n" + question
+        await process.send(question)
+        answer = await process.receive()
+        process.done()
+        return answer
 
     async def _process(self, study: str) -> tuple[JsonLinesProcess, asyncio.Lock]:
         if study not in self._studies:
@@ -116,3 +135,19 @@ class ExperimentActivities:
                 raise NotFound(f"{field} is not known; `loomos experiments list`") from None
             raise Unavailable(f"Temporal: {error}") from None
         return found
+
+
+@contextlib.asynccontextmanager
+async def _heartbeats() -> AsyncIterator[None]:
+    """Heartbeat while the block runs: some samplers think for long."""
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()

@@ -162,7 +162,7 @@ class TrialActivities:
                     spec=request.training,
                     inputs=request.inputs,
                     devices=slot.devices(self._info, request.training.resources.ranks),
-                    is_trial=True,
+                    most_reports=request.most_reports,
                     pruning=request.pruning,
                 ),
                 tells_job=False,

@@ -23,6 +23,10 @@ BENCHMARKS = (
     "serving",
     "rollback",
     "scheduler_sim",
+    "gang",
+    "weaver_search",
+    "weaver_throughput",
+    "weaver_trainings",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ChildWorkflowError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
@@ -19,11 +19,8 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.states import JobState
     from loomos.jobs.training import ModelVersion, TrainingRunInput
     from loomos.jobs.verification import VerificationInput, VerificationResult
+    from workflows.attributes import KIND, NAME, OWNER
     from workflows.journal import Journal
-
-KIND = SearchAttributeKey.for_keyword("LoomKind")
-NAME = SearchAttributeKey.for_keyword("LoomName")
-OWNER = SearchAttributeKey.for_keyword("LoomOwner")
 
 
 class Delivered(NamedTuple):

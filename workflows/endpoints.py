@@ -27,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from loomos.jobs.training import ModelVersion
     from workflows import delivery_calls
-    from workflows.journal import STATE
+    from workflows.attributes import STATE
 
 EndpointState = Literal["opening", "serving", "closing", "closed"]
 

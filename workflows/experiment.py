@@ -27,6 +27,7 @@ with workflow.unsafe.imports_passed_through():
         Known,
         Params,
         StopRequest,
+        StudyState,
         SuggestRequest,
         TrialPage,
         TrialRecord,
@@ -75,7 +76,7 @@ class ExperimentSweep:
         self._exhausted = carried.exhausted
         self._log = ExperimentLog(carried, self._rows)
         self._ordered = 0
-        self._told: int | None = None
+        self._told = self._in_order()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._fatal: Exception | None = None
 
@@ -198,7 +199,7 @@ class ExperimentSweep:
         """How many trials from `first` on may be chosen with what is known."""
         population, ordered = self._spec.population, self._in_order()
         if population is not None:
-            total = min(self._spec.trials, population.size * population.generations)
+            total = self._spec.most_trials
             if first < population.size:
                 return min(population.size, total) - first
             knows_round = ordered >= first - first % population.size
@@ -208,25 +209,18 @@ class ExperimentSweep:
         return min(self._spec.trials, ordered + self._spec.known_before, first + MOST_ASKED) - first
 
     async def _suggest(self, first: int, count: int) -> list[Params]:
-        """Ask the study, which knows what it was told before; if it is gone, tell it everything."""
-        known_from, ordered = self._told or 0, self._in_order()
-        request = SuggestRequest(
-            study=workflow.info().run_id,
-            spec=self._spec,
-            first=first,
-            count=count,
-            known_from=known_from,
-            known=self._known(known_from, ordered),
-            earlier=self._earlier if self._told is None else None,
+        """Ask the study; it is told what is new, and asks for the rest where it was lost."""
+        ordered = self._in_order()
+        found = await experiment_calls.suggest(
+            SuggestRequest(
+                experiment_id=self._run.experiment_id,
+                study=workflow.info().run_id,
+                first=first,
+                count=count,
+                known_from=self._told,
+                known=self._known(self._told, ordered),
+            )
         )
-        found = await experiment_calls.suggest(request)
-        if found.needs_all:
-            everything = {
-                "known_from": 0,
-                "known": self._known(0, ordered),
-                "earlier": self._earlier,
-            }
-            found = await experiment_calls.suggest(request.model_copy(update=everything))
         self._told = ordered
         return found.params
 
@@ -306,6 +300,7 @@ class ExperimentSweep:
             training=training,
             inputs=self._inputs,
             pruning=rule_for(spec, number, known),
+            most_reports=spec.most_reports,
             parent=trial.parent,
             timeout=spec.trial_timeout,
         )
@@ -446,6 +441,13 @@ class ExperimentSweep:
             started_at=self._log.started_at,
             finished_at=self._log.finished_at,
             timeline=self._log.timeline,
+        )
+
+    @workflow.query
+    def study(self) -> StudyState:
+        """All that the study of this experiment is made of."""
+        return StudyState(
+            spec=self._spec, earlier=self._earlier, known=self._known(0, self._in_order())
         )
 
     @workflow.query

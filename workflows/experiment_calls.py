@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
         WarmStartRequest,
     )
     from loomos.jobs.names import POOL_QUEUE
-    from workflows.calls import HEARTBEAT_TIMEOUT, QUICK
+    from workflows.calls import HEARTBEAT_TIMEOUT
 
 MOST_LOST = 10
 """Nodes that a trial may take down before it counts as failed."""
@@ -28,6 +28,13 @@ TRIAL = RetryPolicy(
     maximum_interval=timedelta(seconds=10),
     maximum_attempts=MOST_LOST,
 )
+STUDY_TIMEOUT = timedelta(seconds=5)
+"""A control worker that is silent for so long while it chooses is taken for dead."""
+STUDY = RetryPolicy(
+    initial_interval=timedelta(milliseconds=200),
+    maximum_interval=timedelta(seconds=5),
+    maximum_attempts=20,
+)
 ASKING = RetryPolicy(
     initial_interval=timedelta(milliseconds=200),
     maximum_interval=timedelta(seconds=5),
@@ -36,13 +43,15 @@ ASKING = RetryPolicy(
 
 
 async def suggest(request: SuggestRequest) -> Suggested:
-    """The next points: a local activity, whose argument is not kept in history."""
-    found: Suggested = await workflow.execute_local_activity(
+    """The next points."""
+    found: Suggested = await workflow.execute_activity(
         "suggest",
         request,
         result_type=Suggested,
         start_to_close_timeout=timedelta(hours=1),
-        retry_policy=QUICK,
+        heartbeat_timeout=STUDY_TIMEOUT,
+        retry_policy=STUDY,
+        summary=f"choose {request.count} from {request.first}",
     )
     return found
 

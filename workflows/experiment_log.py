@@ -9,7 +9,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from loomos.jobs.experiments import CarriedSweep, ExperimentEvent, ExperimentState
-    from workflows.journal import STATE
+    from workflows.attributes import STATE
 
 
 class ExperimentLog:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
 
 with workflow.unsafe.imports_passed_through():
     from loomos.jobs.cluster import Lease
@@ -17,9 +16,9 @@ with workflow.unsafe.imports_passed_through():
         Progress,
         TimelineEntry,
     )
+    from workflows.attributes import STATE
     from workflows.gang import GangEnd, GangFailed
 
-STATE = SearchAttributeKey.for_keyword("LoomState")
 
 KEPT_ENTRIES = 100
 """Timeline entries and attempts that a run remembers."""

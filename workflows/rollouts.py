@@ -41,8 +41,8 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.serving import WHOLE
     from loomos.manifest import Stage
     from workflows import calls, delivery_calls
+    from workflows.attributes import STATE
     from workflows.causes import root_cause
-    from workflows.journal import STATE
 
 KEPT_EVENTS = 200
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -39,6 +38,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.nexus.requests import step_seconds, training_request, workload
     from loomos.quantities import format_duration
     from workflows import calls
+    from workflows.attributes import LABELS, MODEL, PRIORITY
     from workflows.delivery import Delivered, deliver
     from workflows.dependencies import Dependencies
     from workflows.facts import FactBook
@@ -46,9 +46,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.journal import Journal
     from workflows.leasing import Leasing
 
-PRIORITY = SearchAttributeKey.for_int("LoomPriority")
-LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
-MODEL = SearchAttributeKey.for_keyword("LoomModel")
 
 LONGEST_BACKOFF = timedelta(minutes=1)
 
@@ -128,7 +125,7 @@ class TrainingRun:
             model=self._model,
             verdict=delivered.verdict,
             rollout=delivered.rollout,
-            outcome=self._outcome if self._job.is_trial else None,
+            outcome=self._outcome if self._job.most_reports else None,
         )
 
     async def _noop(self) -> JobResult:
@@ -218,7 +215,7 @@ class TrainingRun:
                     spec=self._job.spec,
                     inputs=self._inputs,
                     devices=lease.devices[rank] if lease.devices else [],
-                    is_trial=self._job.is_trial,
+                    most_reports=self._job.most_reports,
                     pruning=self._job.pruning,
                 ),
                 f"{node.node_id}, attempt {plan.generation}, from step {first}",

@@ -12,19 +12,22 @@ from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from loomos.jobs.experiments import ExperimentInput, TrialRequest, TrialResult, TrialState
-    from loomos.jobs.names import JOB_KIND
+    from loomos.jobs.names import JOB_KIND, label_list
     from loomos.jobs.states import JobState
     from loomos.jobs.training import JobResult, TrainingRunInput
     from loomos.weaver.results import training_result
+    from workflows.attributes import KIND, LABELS, NAME, OWNER, PRIORITY, PROJECT, STATE
     from workflows.causes import root_cause
-    from workflows.delivery import KIND, NAME, OWNER
-    from workflows.journal import STATE
+
+EXPERIMENT_LABEL = "experiment"
+"""Label of a trial's job: the experiment's id."""
 
 
 async def run_as_job(run: ExperimentInput, request: TrialRequest) -> TrialResult:
     """Run a trial as a job; a job that fails is a trial that failed."""
     assert request.training is not None
     began = workflow.now()
+    labels = {EXPERIMENT_LABEL: run.experiment_id}
     job_id = request.job_id + (f"-r{request.retry}" if request.retry else "")
     try:
         result: JobResult = await workflow.execute_child_workflow(
@@ -34,9 +37,9 @@ async def run_as_job(run: ExperimentInput, request: TrialRequest) -> TrialResult
                 name=job_id,
                 owner=run.owner,
                 project=run.project,
-                labels={"experiment": run.experiment_id},
+                labels=labels,
                 spec=request.training,
-                is_trial=True,
+                most_reports=request.most_reports,
                 pruning=request.pruning,
             ),
             id=job_id,
@@ -50,7 +53,10 @@ async def run_as_job(run: ExperimentInput, request: TrialRequest) -> TrialResult
                     SearchAttributePair(KIND, JOB_KIND),
                     SearchAttributePair(NAME, run.name),
                     SearchAttributePair(OWNER, run.owner),
+                    SearchAttributePair(PROJECT, run.project),
                     SearchAttributePair(STATE, JobState.QUEUED.value),
+                    SearchAttributePair(PRIORITY, request.training.priority),
+                    SearchAttributePair(LABELS, label_list(labels)),
                 ]
             ),
         )

@@ -30,8 +30,8 @@ with workflow.unsafe.imports_passed_through():
     )
     from loomos.manifest import Resources
     from workflows import calls, delivery_calls
+    from workflows.attributes import STATE
     from workflows.causes import root_cause
-    from workflows.journal import STATE
     from workflows.leasing import Leasing
 
 MOST_FAILURES = 5

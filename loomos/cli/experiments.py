@@ -223,7 +223,7 @@ def _follow(experiment: ExperimentStatus, output: Output) -> None:
 
     async def work(client: LoomOSClient) -> ExperimentStatus:
         with Progress(*columns, console=console, disable=not shows) as progress:
-            task = progress.add_task(experiment.experiment_id, total=experiment.spec.trials)
+            task = progress.add_task(experiment.experiment_id, total=experiment.spec.most_trials)
             async for trial in client.experiments.follow(experiment.experiment_id):
                 progress.advance(task)
                 if shows:
@@ -242,14 +242,18 @@ def _follow(experiment: ExperimentStatus, output: Output) -> None:
 def _print(experiment: ExperimentStatus, output: Output) -> None:
     def table() -> None:
         best = experiment.best[0] if len(experiment.best) == 1 else None
+        spec = experiment.spec
         print_facts(
             [
                 ("experiment", experiment.experiment_id),
                 ("state", f"{experiment.state}: {experiment.message}"),
-                ("sampler", experiment.spec.sampler.name),
-                ("pruner", experiment.spec.pruner.name),
+                ("sampler", spec.sampler.name),
+                ("pruner", spec.pruner.name),
                 ("trials", ", ".join(f"{n} {state}" for state, n in experiment.counts.items())),
-                ("at most", f"{experiment.spec.trials}, {experiment.spec.parallelism} at a time"),
+                (
+                    "at most",
+                    f"{spec.most_trials}, {spec.parallelism} at a time",
+                ),
                 ("best", best and f"{_values(best)} (trial {best.number})"),
                 ("with", best and _params(best)),
                 ("front", f"{len(experiment.best)} trials" if len(experiment.best) > 1 else None),

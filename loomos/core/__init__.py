@@ -1,4 +1,4 @@
-"""The platform's parts under the names that programs know them by: `Scheduler`, `LoomDB`."""
+"""The platform's parts by the names that programs know: `Scheduler`, `Weaver`, `LoomDB`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loomos.core.scheduler import Scheduler as Scheduler
+    from loomos.core.weaver import Weaver as Weaver
     from loomos.loomdb import LoomDB as LoomDB
 
 
@@ -14,6 +15,10 @@ def __getattr__(name: str) -> Any:  # a program that schedules need not load a d
         from loomos.core.scheduler import Scheduler
 
         return Scheduler
+    if name == "Weaver":
+        from loomos.core.weaver import Weaver
+
+        return Weaver
     if name == "LoomDB":
         from loomos.loomdb import LoomDB
 

@@ -89,6 +89,8 @@ class TrialRequest(Message):
     """From what."""
     pruning: PruningRule | None = None
     """When to give up."""
+    most_reports: int
+    """How often it may report."""
     parent: int | None = None
     """The trial whose state it goes on from."""
     timeout: Duration
@@ -186,10 +188,10 @@ class Known(Message):
 class SuggestRequest(Message):
     """Choose the points of some trials that follow each other."""
 
+    experiment_id: str
+    """Of which experiment."""
     study: str
-    """Which study: a run of a sweep has one."""
-    spec: ExperimentSpec
-    """How."""
+    """Which study: each run of a sweep has its own."""
     first: int
     """First trial to choose for."""
     count: int
@@ -197,18 +199,25 @@ class SuggestRequest(Message):
     known_from: int
     """Results of trials before this one are not in `known`."""
     known: list[Known]
-    """Results from there on."""
-    earlier: list[Known] | None = None
-    """Trials of earlier experiments; None if they were told before."""
+    """Results from there on, in order of their numbers."""
 
 
 class Suggested(Message):
-    """Points, or the wish to be told everything."""
+    """Points for the trials asked for; fewer if the space has no more."""
 
-    params: list[Params] = []
-    """One for each trial asked for; fewer if the space has no more."""
-    needs_all: bool = False
-    """Ask again with every result and `earlier`: what was told before is forgotten."""
+    params: list[Params]
+    """One for each."""
+
+
+class StudyState(Message):
+    """Answer of the `study` query: all that a study is made of."""
+
+    spec: ExperimentSpec
+    """How points are chosen."""
+    earlier: list[Known] = []
+    """Trials of earlier experiments."""
+    known: list[Known] = []
+    """Results of the trials that are finished with none unfinished before them."""
 
 
 class WarmStartRequest(Message):

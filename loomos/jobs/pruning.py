@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from loomos.jobs.message import Message
 
 MOST_REPORTS = 200
-"""Most intermediate values of a trial."""
+"""Most intermediate values of a trial; fewer where there are many trials."""
 
 
 def _in_order(reports: list[tuple[int, float]]) -> list[tuple[int, float]]:

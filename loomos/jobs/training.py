@@ -127,8 +127,8 @@ class TrainAssignment(Message):
     """From what."""
     devices: list[int] = []
     """Indices of this node's GPUs that are the job's."""
-    is_trial: bool = False
-    """Whether it is a trial of an experiment: its evaluations are kept for the outcome."""
+    most_reports: int = 0
+    """Of a trial of an experiment: so many of its first evaluations are kept for the outcome."""
     pruning: PruningRule | None = None
     """When its evaluations are too bad for it to go on."""
 
@@ -242,8 +242,8 @@ class TrainingRunInput(Message):
     """What to do."""
     from_scratch: bool = False
     """Ignore checkpoints of earlier runs under this id."""
-    is_trial: bool = False
-    """Whether it is a trial of an experiment."""
+    most_reports: int = 0
+    """Of a trial of an experiment: so many of its first evaluations are kept and judged."""
     pruning: PruningRule | None = None
     """When a trial is given up."""
     carried: CarriedState | None = None

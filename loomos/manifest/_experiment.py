@@ -27,6 +27,8 @@ TRAINING_METRICS = ("validation_loss", "loss", "steps", "training_seconds")
 MOST_TRIALS = 2000
 """Most trials of an experiment; all of them travel from run to run of its workflow."""
 
+MOST_REPORTS_IN_ALL = 40_000
+
 
 class Parameter(Document):
     """One dimension of the space."""
@@ -396,8 +398,22 @@ class ExperimentSpec(Document):
         return validate_as(TrainingSpec, filled, "objective.training")
 
     @property
+    def most_reports(self) -> int:
+        """Intermediate values that a trial may have: all of them travel together now and then."""
+        return max(20, min(200, MOST_REPORTS_IN_ALL // self.trials))
+
+    @property
+    def most_trials(self) -> int:
+        """Trials that there may be."""
+        if self.population is None:
+            return self.trials
+        return min(self.trials, self.population.size * self.population.generations)
+
+    @property
     def known_before(self) -> int:
         """How far behind trial n the results lie that it is chosen by; see `lookahead`."""
+        if self.population is not None:
+            return self.population.size
         if self.lookahead is not None:
             return self.lookahead
         if not self.sampler.learns and self.pruner.name == "none":

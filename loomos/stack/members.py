@@ -95,7 +95,9 @@ def make_members(state: StateDir, ports: dict[str, int], nodes: int, servers: in
                 environment={
                     **environment,
                     "LOOMOS_NODE__ID": f"node-{number}",
-                    "LOOMOS_NODE__MAX_RANKS": str(max(1, cores // nodes)),
+                    "LOOMOS_NODE__MAX_RANKS": os.environ.get(
+                        "LOOMOS_NODE__MAX_RANKS", str(max(1, cores // nodes))
+                    ),
                     "LOOMOS_NODE__SCRATCH_DIR": str(state.root / "scratch"),
                     "OMP_NUM_THREADS": "1",
                 },

@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from loomos.errors import InvalidInput, LossDiverged
-from loomos.jobs.pruning import MOST_REPORTS
 from loomos.jobs.training import CheckpointRef, TrainAssignment, TrainOutcome
 from loomos.manifest import FineTuning, Runtime
 from loomos.storage import open_store
@@ -129,7 +128,7 @@ class Run:
         self.step = 0
         self._tuning: FineTuning = job.spec.model.fine_tuning_config
         self._runtime: Runtime = job.spec.runtime
-        self._is_trial = job.is_trial
+        self._most_reports = job.most_reports
         self._judge = Judge(job.pruning)
         self._is_pruned = False
         self._evaluations: list[tuple[int, float]] = []
@@ -407,7 +406,7 @@ class Run:
 
     def _note_evaluation(self, step: int, loss: float) -> None:
         """A trial remembers its evaluations, and is given up when one misses its bar."""
-        if self._is_trial and len(self._evaluations) < MOST_REPORTS:
+        if len(self._evaluations) < self._most_reports:
             self._evaluations.append((step, loss))
             self._is_pruned = self._judge.report(step, loss) or self._is_pruned
 

@@ -61,6 +61,7 @@ def _run(request: TrialRequest, asked: dict[str, Any], say: Any) -> dict[str, An
         seed=trial_seed(request.seed, request.number),
         arguments=json.loads(request.arguments_json),
         rule=request.pruning,
+        most_reports=request.most_reports,
         state=Path(asked["state"]).read_bytes() if asked["state"] else None,
         reports=[(step, value) for step, value in asked["reports"]],
         on_report=lambda step, value: say(report=[step, value]),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -24,8 +23,15 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState as OptunaState
 
 from loomos.errors import InvalidInput
-from loomos.jobs.experiments import Known, Params, Suggested, SuggestRequest, TrialState
-from loomos.manifest import ExperimentSpec, Parameter, Sampler
+from loomos.jobs.experiments import (
+    Known,
+    Params,
+    StudyState,
+    Suggested,
+    SuggestRequest,
+    TrialState,
+)
+from loomos.manifest import Parameter, Sampler
 from loomos.weaver.pruning import study_name
 from loomos.weaver.space import allowed, applies, grid
 
@@ -45,12 +51,13 @@ _STATES = {
 class Study:
     """Suggests the points of one experiment. Holds what it was asked and told."""
 
-    def __init__(self, spec: ExperimentSpec, earlier: Sequence[Known]) -> None:
+    def __init__(self, state: StudyState) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        spec = state.spec
         self._spec = spec
         self._told = 0
-        self._results: list[Known] = []
+        self._results = list(state.known)
         self._asked: list[optuna.Trial | None] = []
         self._suggested: list[Params] = []
         self._grid = grid(spec) if spec.sampler.name == "grid" else None
@@ -61,18 +68,25 @@ class Study:
             sampler=sampler(spec.sampler, spec.seed),
             pruner=optuna.pruners.NopPruner(),
         )
-        for known in earlier:
+        for known in state.earlier:
             self._study.add_trial(self._frozen(known))
+
+    @property
+    def results(self) -> int:
+        """How many results it has heard of."""
+        return len(self._results)
 
     def suggest(self, request: SuggestRequest) -> Suggested:
         """Points for the trials asked for; asked again, the same ones.
 
+        Args:
+            request: with no gap between the results heard of and those in it.
+
         Raises:
             InvalidInput: constraints leave nothing of the space.
         """
-        if request.known_from > len(self._results):
-            return Suggested(needs_all=True)
-        self._results += request.known[len(self._results) - request.known_from :]
+        assert request.known_from <= self.results
+        self._results += request.known[self.results - request.known_from :]
         while len(self._suggested) < request.first + request.count:
             if not self._suggest_next():
                 break

@@ -1,10 +1,12 @@
 """A process that holds one experiment's study and answers for it, in JSON lines.
 
-    -> a SuggestRequest
-    <- {"suggested": ...} or {"error": {"type": ..., "message": ...}}
+    -> {"state": StudyState}             makes the study, in place of the one there was
+    -> {"request": SuggestRequest}
+    <- {"suggested": Suggested}, or {"needs": "state"} if it lacks results, or
+       {"error": {"type": ..., "message": ...}}
 
 Control workers start it, so that they need load neither numpy nor Optuna. It may die at any time:
-the next one says `needs_all` and is told everything again. It ends when its input does.
+the next one is told everything again. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
+from typing import Any
 
 from loomos.errors import InvalidInput
-from loomos.jobs.experiments import Suggested, SuggestRequest
+from loomos.jobs.experiments import StudyState, SuggestRequest
 from loomos.lifeline import die_with_parent
 from loomos.weaver.study import Study
 
@@ -26,14 +30,26 @@ def serve() -> None:
     os.dup2(2, 1)
     study: Study | None = None
     for line in sys.stdin:
-        request = SuggestRequest.model_validate_json(line)
+        asked = json.loads(line)
         try:
-            if request.earlier is not None and request.known_from == 0:
-                study = Study(request.spec, request.earlier)
-            found = Suggested(needs_all=True) if study is None else study.suggest(request)
-            print(json.dumps({"suggested": found.model_dump(mode="json")}), file=out)
+            if "state" in asked:
+                study = Study(StudyState.model_validate(asked["state"]))
+                continue
+            print(json.dumps(_answer(study, asked["request"])), file=out)
         except InvalidInput as error:
-            print(json.dumps({"error": {"type": "InvalidInput", "message": str(error)}}), file=out)
+            said = {"type": "InvalidInput", "message": str(error)}
+            print(json.dumps({"error": said}), file=out)
+        except Exception as error:
+            traceback.print_exc()
+            said = {"type": "StudyFailed", "message": f"the sampler failed: {error!r}"}
+            print(json.dumps({"error": said}), file=out)
+
+
+def _answer(study: Study | None, asked: dict[str, Any]) -> dict[str, Any]:
+    request = SuggestRequest.model_validate(asked)
+    if study is None or request.known_from > study.results:
+        return {"needs": "state"}
+    return {"suggested": study.suggest(request).model_dump(mode="json")}
 
 
 if __name__ == "__main__":

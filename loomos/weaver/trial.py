@@ -10,7 +10,7 @@ from typing import Any
 
 from loomos.errors import InvalidInput
 from loomos.jobs.experiments import Params
-from loomos.jobs.pruning import MOST_REPORTS, PruningRule
+from loomos.jobs.pruning import PruningRule
 from loomos.weaver.pruning import Judge
 
 ENTRY_POINTS = "loomos.objectives"
@@ -41,6 +41,7 @@ class Trial:
         seed: int,
         arguments: Mapping[str, Any],
         rule: PruningRule | None,
+        most_reports: int,
         state: bytes | None,
         reports: list[tuple[int, float]],
         on_report: Callable[[int, float], None],
@@ -57,6 +58,7 @@ class Trial:
         self.reports: list[tuple[int, float]] = []
         """What was reported, by an earlier attempt too."""
         self._judge = Judge(rule)
+        self._most_reports = most_reports
         self._state, self._on_report, self._on_save = state, on_report, on_save
         for step, value in reports:
             self._judge.report(step, value)
@@ -79,8 +81,10 @@ class Trial:
             raise InvalidInput(f"report: step {step} after {self.reports[-1][0]}; steps must rise")
         if step < 0 or not math.isfinite(value):
             raise InvalidInput(f"report: step {step}, value {value}; give finite numbers from 0 on")
-        if len(self.reports) == MOST_REPORTS:
-            raise InvalidInput(f"report: more than {MOST_REPORTS} times; report every few steps")
+        if len(self.reports) == self._most_reports:
+            raise InvalidInput(
+                f"report: more than {self._most_reports} times; report every few steps"
+            )
         self.reports.append((step, value))
         self._on_report(step, value)
         if self._judge.report(step, value):
@@ -156,7 +160,7 @@ def metrics_of(found: Any, wanted: list[str]) -> dict[str, float]:
             )
         given = dict(zip(wanted, values, strict=True))
     numbers: dict[str, float] = {}
-    for name in {*wanted, *given}:
+    for name in dict.fromkeys([*wanted, *given]):
         try:
             numbers[name] = float(given[name])
         except KeyError:

@@ -10,6 +10,7 @@ import pytest
 
 from loomos.client.http import LoomOSClient
 from loomos.jobs.states import JobState
+from loomos.weaver import Trial
 from tests.serving import save_tiny
 from tests.stack import CORPUS, Stack
 
@@ -48,6 +49,24 @@ async def test_a_block_runs(
                 lambda job_id=job_id: scheduler.get_job_status(job_id),  # type: ignore[misc]
                 lambda job: job.state == JobState.COMPLETED,
             )
+    if "objective" in names:
+        saved: list[bytes] = []
+        trial = Trial(
+            number=0,
+            params={"rate": 0.5},
+            seed=0,
+            arguments={},
+            rule=None,
+            most_reports=200,
+            state=None,
+            reports=[],
+            on_report=lambda step, value: None,
+            on_save=saved.append,
+        )
+        assert names["objective"](trial) == 0.5**20
+        assert len(saved) == len(trial.reports) == 10
+    if "search" in names:
+        await names["search"]()
     if "train" in names:
         job_id = await names["train"](str(CORPUS))
         assert (await client.get_job_status(job_id)).state == JobState.COMPLETED

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from loomos.errors import InvalidInput
-from loomos.jobs.experiments import Known, Params, SuggestRequest, TrialState
+from loomos.jobs.experiments import Known, Params, StudyState, SuggestRequest, TrialState
 from loomos.manifest import ExperimentSpec
 from loomos.weaver.functions import (
     BRANIN_MINIMUM,
@@ -49,30 +49,24 @@ def mixed_value(params: Params) -> float:
     )
 
 
-def ask(study: Study, wanted: ExperimentSpec, known: list[Known], count: int = 1, told: int = 0):
-    first = len(study._suggested)
-    return study.suggest(
-        SuggestRequest(
-            study="s", spec=wanted, first=first, count=count, known_from=told, known=known[told:]
-        )
+def fresh(wanted: ExperimentSpec, known=(), earlier=()) -> Study:
+    return Study(StudyState(spec=wanted, earlier=list(earlier), known=list(known)))
+
+
+def asked(first: int, count: int = 1, told: int = 0, known=()) -> SuggestRequest:
+    return SuggestRequest(
+        experiment_id="e", study="s", first=first, count=count, known_from=told, known=list(known)
     )
 
 
 def sequential(wanted: ExperimentSpec, value, trials: int, forget_at: int = -1) -> list[Known]:
     """One trial at a time; at `forget_at` the study dies and is made again."""
-    study, known = Study(wanted, []), []
+    study, known = fresh(wanted), list[Known]()
     for number in range(trials):
         if number == forget_at:
-            study = Study(wanted, [])
-            request = SuggestRequest(
-                study="s", spec=wanted, first=number, count=1, known_from=number, known=[]
-            )
-            assert study.suggest(request).needs_all
-            [params] = study.suggest(
-                request.model_copy(update={"known_from": 0, "known": known})
-            ).params
-        else:
-            [params] = ask(study, wanted, known, told=max(0, number - 1)).params
+            study = fresh(wanted, known)
+        told = max(0, number - 1)
+        [params] = study.suggest(asked(number, told=told, known=known[told:])).params
         known.append(Known(params=params, state=TrialState.COMPLETED, values=[value(params)]))
     return known
 
@@ -119,50 +113,36 @@ def test_conditional_and_mixed_spaces_are_asked_in_their_order():
 def test_who_is_fast_changes_nothing(seed):
     """Results that come in any order and in any batches give the same suggestions."""
     wanted = spec(parallelism=4)
-    chance = random.Random(seed)
 
-    def run(study: Study, fresh_chance: random.Random) -> list[Params]:
-        params: list[Params] = []
-        done: dict[int, Known] = {}
+    def run(chance: random.Random) -> list[Params]:
+        study, params, done = fresh(wanted), list[Params](), dict[int, Known]()
         while len(params) < 40:
             ordered = next(i for i in range(41) if i not in done)
+            known = [done[i] for i in range(ordered)]
             count = min(40, ordered + wanted.known_before) - len(params)
-            if count > 0 and fresh_chance.choice([True, False]):
-                known = [done[i] for i in range(ordered)]
-                told = fresh_chance.randint(0, len(study._results))
-                if fresh_chance.randint(0, 9) == 0:  # it dies
-                    study, told = Study(wanted, []), 0
-                params += study.suggest(
-                    SuggestRequest(
-                        study="s",
-                        spec=wanted,
-                        first=len(params),
-                        count=fresh_chance.randint(1, count),
-                        known_from=told,
-                        known=known[told:],
-                    )
-                ).params
+            if count > 0 and chance.choice([True, False]):
+                if chance.randint(0, 9) == 0:  # it dies
+                    study = fresh(wanted, known)
+                told = chance.randint(0, study.results)
+                count = chance.randint(1, count)
+                params += study.suggest(asked(len(params), count, told, known[told:])).params
             running = [i for i in range(len(params)) if i not in done]
             if running:
-                finished = fresh_chance.choice(running)
+                finished = chance.choice(running)
                 done[finished] = result(params[finished])
         return params
 
-    assert run(Study(wanted, []), chance) == run(Study(wanted, []), random.Random(99))
+    assert run(random.Random(seed)) == run(random.Random(99))
 
 
 def test_asked_again_it_answers_the_same():
-    study, wanted = Study(spec(), []), spec()
-    request = SuggestRequest(study="s", spec=wanted, first=0, count=1, known_from=0, known=[])
-    assert study.suggest(request) == study.suggest(request)
+    study = fresh(spec())
+    assert study.suggest(asked(0)) == study.suggest(asked(0))
 
 
 def test_points_that_break_a_constraint_are_not_suggested():
     wanted = spec(constraints=["x + y <= 3", "x > -2 or y < 1"], sampler="random")
-    study = Study(wanted, [])
-    found = study.suggest(
-        SuggestRequest(study="s", spec=wanted, first=0, count=64, known_from=0, known=[])
-    ).params
+    found = fresh(wanted).suggest(asked(0, 64)).params
     assert len(found) == 64
     assert all(p["x"] + p["y"] <= 3 and (p["x"] > -2 or p["y"] < 1) for p in found)
 
@@ -170,7 +150,7 @@ def test_points_that_break_a_constraint_are_not_suggested():
 def test_an_empty_space_is_said_to_be_empty():
     wanted = spec(constraints=["x > 20"], sampler="random")
     with pytest.raises(InvalidInput, match=r"spec\.constraints: 1000 suggestions in a row"):
-        ask(Study(wanted, []), wanted, [])
+        fresh(wanted).suggest(asked(0))
 
 
 def test_a_grid_is_walked_once():
@@ -183,9 +163,7 @@ def test_a_grid_is_walked_once():
         },
         constraints=["a < 5 or b == 'x'"],
     )
-    study = Study(wanted, [])
-    request = SuggestRequest(study="s", spec=wanted, first=0, count=100, known_from=0, known=[])
-    assert study.suggest(request).params == [
+    assert fresh(wanted).suggest(asked(0, 100)).params == [
         {"a": 1, "b": "x"},
         {"a": 1, "b": "y", "c": 0.5},
         {"a": 1, "b": "y", "c": 1.0},
@@ -196,11 +174,16 @@ def test_a_grid_is_walked_once():
     ]
 
 
+def test_the_first_round_of_a_population_is_chosen_at_once():
+    wanted = spec(population={"size": 6, "generations": 2})
+    assert len(fresh(wanted).suggest(asked(0, 6)).params) == 6
+
+
 def test_earlier_trials_are_known_from_the_start():
     """With enough of them TPE does not begin with random points."""
     earlier = sequential(spec(seed=1), lambda p: branin_at(p["x"], p["y"]), 40)
     wanted = spec(seed=2)
-    cold, warm = Study(wanted, []), Study(wanted, earlier)
+    cold, warm = fresh(wanted), fresh(wanted, earlier=earlier)
     theirs = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=2))
     for known in earlier:
         theirs.add_trial(
@@ -215,17 +198,18 @@ def test_earlier_trials_are_known_from_the_start():
         )
     trial = theirs.ask()
     expected = {"x": trial.suggest_float("x", -5, 10), "y": trial.suggest_float("y", 0, 15)}
-    assert ask(warm, wanted, []).params == [expected]
-    assert ask(cold, wanted, []).params != [expected]
+    assert warm.suggest(asked(0)).params == [expected]
+    assert cold.suggest(asked(0)).params != [expected]
 
 
 def test_failed_and_pruned_trials_and_broken_limits_are_told_as_such():
     wanted = spec(limits=[{"metric": "seconds", "max": 5}])
-    study, theirs = Study(wanted, []), optuna.create_study(sampler=sampler(wanted.sampler, 7))
+    study, theirs = fresh(wanted), optuna.create_study(sampler=sampler(wanted.sampler, 7))
     known: list[Known] = []
     states = [TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED]
     for number in range(30):
-        [params] = ask(study, wanted, known, told=max(0, number - 1)).params
+        told = max(0, number - 1)
+        [params] = study.suggest(asked(number, told=told, known=known[told:])).params
         trial = theirs.ask()
         x, y = trial.suggest_float("x", -5, 10), trial.suggest_float("y", 0, 15)
         assert params == {"x": x, "y": y}

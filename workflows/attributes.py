@@ -1,0 +1,14 @@
+"""Search attributes, as workflows set them; `loomos.jobs.names` lists them for the server."""
+
+from __future__ import annotations
+
+from temporalio.common import SearchAttributeKey
+
+KIND = SearchAttributeKey.for_keyword("LoomKind")
+NAME = SearchAttributeKey.for_keyword("LoomName")
+OWNER = SearchAttributeKey.for_keyword("LoomOwner")
+PROJECT = SearchAttributeKey.for_keyword("LoomProject")
+STATE = SearchAttributeKey.for_keyword("LoomState")
+MODEL = SearchAttributeKey.for_keyword("LoomModel")
+PRIORITY = SearchAttributeKey.for_int("LoomPriority")
+LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
