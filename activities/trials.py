@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -88,36 +89,36 @@ class TrialActivities:
         """End the slots' processes."""
         for slot in self._slots:
             await slot.process.close()
+            shutil.rmtree(slot.folder, ignore_errors=True)
 
     # --- functions ---
 
     async def _called(self, request: TrialRequest, slot: _Slot) -> TrialResult:
         reports, state = await self._saved(request)
-        with tempfile.TemporaryDirectory(prefix="trial-") as folder:
-            save = Path(folder) / "save"
-            before: Path | None = None
-            if state is not None:
-                before = Path(folder) / "state"
-                before.write_bytes(state)
-            asked = {
-                "request": request.model_dump(mode="json"),
-                "state": str(before) if before else None,
-                "reports": reports,
-                "save": str(save),
-            }
-            try:
-                await slot.process.send(json.dumps(asked))
-                while "ended" not in (line := await slot.process.receive()):
-                    if "report" in line:
-                        reports.append(line["report"])
-                    else:
-                        await asyncio.to_thread(_put_state, self._store, request, reports, save)
-                        await slot.process.reply("ok")
-                slot.process.done()
-            except ChildDied as died:
-                code = died.code or 0
-                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                line = {"ended": "failed", "error": f"the function's process {how}"}
+        before = slot.folder / "before"
+        if state is not None:
+            before.write_bytes(state)
+        asked = {
+            "request": request.model_dump(mode="json"),
+            "state": None if state is None else str(before),
+            "reports": reports,
+            "save": str(slot.folder / "save"),
+        }
+        try:
+            await slot.process.send(json.dumps(asked))
+            while "ended" not in (line := await slot.process.receive()):
+                if "report" in line:
+                    reports.append(line["report"])
+                else:
+                    await asyncio.to_thread(
+                        _put_state, self._store, request, reports, slot.folder / "save"
+                    )
+                    await slot.process.reply("ok")
+            slot.process.done()
+        except ChildDied as died:
+            code = died.code or 0
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            line = {"ended": "failed", "error": f"the function's process {how}"}
         metrics: dict[str, float] = line.get("metrics", {})
         return TrialResult(
             state=TrialState(line["ended"]),
@@ -190,6 +191,7 @@ class _Slot:
 
     def __init__(self, number: int) -> None:
         self._number = number
+        self.folder = Path(tempfile.mkdtemp(prefix="trials-"))
         self.process = JsonLinesProcess("loomos.weaver.runner", without=SECRETS)
 
     def devices(self, info: NodeInfo, ranks: int) -> list[int]:
@@ -200,9 +202,9 @@ class _Slot:
 
 
 async def _heartbeats() -> None:
-    while True:
-        activity.heartbeat()
+    while True:  # the first one not at once: most calls to the server would be for nothing
         await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+        activity.heartbeat()
 
 
 def _put_state(store: Store, request: TrialRequest, reports: list[Any], file: Path) -> None:

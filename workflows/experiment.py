@@ -24,13 +24,11 @@ with workflow.unsafe.imports_passed_through():
         ExperimentResult,
         ExperimentState,
         ExperimentStatus,
-        Known,
         Params,
         StopRequest,
         StudyState,
         SuggestRequest,
         TrialPage,
-        TrialRecord,
         TrialRequest,
         TrialResult,
         TrialsQuery,
@@ -40,9 +38,10 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.facts import Fact, RecordFacts
     from loomos.jobs.names import SUMMARY_MEMO
     from loomos.manifest import TrainingSpec
+    from loomos.weaver.book import TrialBook
     from loomos.weaver.population import offspring
     from loomos.weaver.pruning import rule_for
-    from loomos.weaver.results import best, enough, violations
+    from loomos.weaver.results import enough
     from workflows import calls, experiment_calls
     from workflows.causes import root_cause
     from workflows.experiment_log import ExperimentLog
@@ -68,17 +67,17 @@ class ExperimentSweep:
             trials=[], finished=[], started_at=workflow.info().start_time
         )
         self._run, self._spec = run, run.spec
-        self._trials = list(carried.trials)
-        self._finished = list(carried.finished)
+        self._book = TrialBook(run.spec, carried.trials, carried.finished)
         self._inputs = carried.inputs
         self._earlier = list(carried.earlier)
         self._stop_reason = carried.stop_reason
         self._exhausted = carried.exhausted
         self._log = ExperimentLog(carried, self._rows)
-        self._ordered = 0
-        self._told = self._in_order()
+        self._told = self._book.ordered
         self._running: dict[int, asyncio.Task[None]] = {}
+        self._choosing: asyncio.Task[None] | None = None
         self._fatal: Exception | None = None
+        self._news = 0
 
     @workflow.run
     async def run(self, run: ExperimentInput) -> ExperimentResult:
@@ -116,53 +115,51 @@ class ExperimentSweep:
     async def _sweep(self) -> None:
         """Choose and start trials as results allow it, until there is nothing to wait for."""
         while True:
+            seen = self._news
             self._look_whether_enough()
             if not self._is_long():
-                await self._choose()
+                self._choose()
                 self._start()
-            elif not self._running:
+            elif not self._running and self._choosing is None:
                 await self._continue_as_new()
             if self._fatal is not None:
                 raise self._fatal
-            if not self._running:
+            if not self._running and self._choosing is None:
                 return
-            await self._until_something_happens(len(self._finished))
-
-    async def _until_something_happens(self, finished: int) -> None:
-        with contextlib.suppress(TimeoutError):  # the time budget: looked at by the caller
-            await workflow.wait_condition(
-                lambda: (
-                    len(self._finished) > finished or self._fatal is not None or not self._running
-                ),
-                timeout=self._time_left(),
-                timeout_summary="time budget",
-            )
+            with contextlib.suppress(TimeoutError):  # the time budget: looked at above
+                await workflow.wait_condition(
+                    lambda seen=seen: self._news > seen,  # type: ignore[misc]
+                    timeout=self._time_left(),
+                    timeout_summary="time budget",
+                )
 
     async def _conclude(self) -> ExperimentResult:
-        found = best(self._spec, self._trials)
         why = "the space has no more points" if self._exhausted else "every trial has ended"
         await self._end(ExperimentState.COMPLETED, self._stop_reason or why)
         return ExperimentResult(
-            state=ExperimentState.COMPLETED, best=found, trials=len(self._trials)
+            state=ExperimentState.COMPLETED, best=self._book.best(), trials=len(self._book)
         )
 
     async def _end(self, state: ExperimentState, message: str) -> None:
-        found = best(self._spec, self._trials)[:MOST_RECORDED]
+        """Let the ledger, lists and people know how it ended."""
+        found = self._book.best()
         data = {
-            "best": [{"params": t.params, "trial": t.number, "values": t.values} for t in found],
+            "best": [
+                {"params": t.params, "trial": t.number, "values": t.values}
+                for t in found[:MOST_RECORDED]
+            ],
             "message": message[:500],
             "state": state,
-            "trials": len(self._trials),
+            "trials": len(self._book),
         }
         await self._record("experiment_ended", data)
-        workflow.upsert_memo({SUMMARY_MEMO: self._summary()})
+        summary = {
+            "best": found[0].values if len(found) == 1 else [],
+            "front": len(found),
+            "trials": len(self._book.finished),
+        }
+        workflow.upsert_memo({SUMMARY_MEMO: summary})
         self._log.enter(state, message)
-
-    def _summary(self) -> dict[str, object]:
-        """What lists show of an experiment that has ended."""
-        found = best(self._spec, self._trials)
-        values = found[0].values if len(found) == 1 else []
-        return {"best": values, "front": len(found), "trials": len(self._finished)}
 
     # --- choosing ---
 
@@ -170,103 +167,79 @@ class ExperimentSweep:
     def _is_over(self) -> bool:
         return bool(self._stop_reason)
 
-    def _in_order(self) -> int:
-        """How many trials are finished with none unfinished before them."""
-        while self._ordered < len(self._trials) and self._trials[self._ordered].state.is_final:
-            self._ordered += 1
-        return self._ordered
+    def _choose(self) -> None:
+        """Have the next points chosen, if they may be; trials start meanwhile."""
+        if self._choosing is not None or self._is_over or self._exhausted:
+            return
+        count = self._book.choosable(len(self._running), MOST_ASKED)
+        population = self._spec.population
+        if population is not None and len(self._book) >= population.size:
+            for _ in range(count):
+                number = len(self._book)
+                previous = self._book.round_before(number)
+                self._book.add(*offspring(self._spec, number, previous))
+        elif count > 0:
+            self._choosing = asyncio.create_task(self._suggest(len(self._book), count))
 
-    async def _choose(self) -> None:
-        """Have points for as many trials as may be chosen now."""
-        while not self._is_over and not self._exhausted:
-            first = len(self._trials)
-            count = self._choosable(first)
-            if count <= 0:
-                return
-            population = self._spec.population
-            if population is not None and first >= population.size:
-                previous = self._trials[first - first % population.size - population.size :]
-                params, parent = offspring(self._spec, first, previous[: population.size])
-                self._trials.append(TrialRecord(number=first, params=params, parent=parent))
-                continue
-            points = await self._suggest(first, count)
-            self._exhausted = len(points) < count
-            self._trials += [
-                TrialRecord(number=first + i, params=params) for i, params in enumerate(points)
-            ]
-
-    def _choosable(self, first: int) -> int:
-        """How many trials from `first` on may be chosen with what is known."""
-        population, ordered = self._spec.population, self._in_order()
-        if population is not None:
-            total = self._spec.most_trials
-            if first < population.size:
-                return min(population.size, total) - first
-            knows_round = ordered >= first - first % population.size
-            return 1 if knows_round and first < total else 0
-        if first - len(self._finished) - len(self._running) > MOST_ASKED // 2:
-            return 0  # enough wait; the next are asked for together
-        return min(self._spec.trials, ordered + self._spec.known_before, first + MOST_ASKED) - first
-
-    async def _suggest(self, first: int, count: int) -> list[Params]:
+    async def _suggest(self, first: int, count: int) -> None:
         """Ask the study; it is told what is new, and asks for the rest where it was lost."""
-        ordered = self._in_order()
-        found = await experiment_calls.suggest(
-            SuggestRequest(
-                experiment_id=self._run.experiment_id,
-                study=workflow.info().run_id,
-                first=first,
-                count=count,
-                known_from=self._told,
-                known=self._known(self._told, ordered),
+        ordered = self._book.ordered
+        try:
+            found = await experiment_calls.suggest(
+                SuggestRequest(
+                    experiment_id=self._run.experiment_id,
+                    study=workflow.info().run_id,
+                    first=first,
+                    count=count,
+                    known_from=self._told,
+                    known=self._book.known(self._told, ordered),
+                )
             )
-        )
+        except Exception as error:  # raised by the sweep itself, so that the workflow fails by it
+            self._fatal = error
+            return
+        finally:
+            self._choosing = None
+            self._news += 1
         self._told = ordered
-        return found.params
-
-    def _known(self, start: int, end: int) -> list[Known]:
-        return [
-            Known(
-                params=trial.params,
-                state=trial.state,
-                values=trial.values,
-                reports=trial.reports,
-                violations=violations(self._spec, trial) if self._spec.limits else {},
-            )
-            for trial in self._trials[start:end]
-        ]
+        self._exhausted = len(found.params) < count
+        if not self._is_over:
+            for params in found.params:
+                self._book.add(params)
 
     # --- running ---
 
     def _start(self) -> None:
-        for trial in self._trials[self._in_order() :]:
+        for trial in self._book.waiting():
             if self._is_over or len(self._running) >= self._spec.parallelism:
                 return
-            if trial.state == TrialState.WAITING:
-                task = asyncio.create_task(self._carry(trial.number))
-                self._running[trial.number] = task
+            # Noted here, and not when the task begins, so that it is not started twice.
+            self._book.change(trial.number, state=TrialState.RUNNING, started_at=workflow.now())
+            task = asyncio.create_task(self._carry(trial.number))
+            self._running[trial.number] = task
 
     async def _carry(self, number: int) -> None:
         """One trial from its start to its result, tried again where it fails."""
-        self._change(number, state=TrialState.RUNNING, started_at=workflow.now())
         try:
             request = self._request(number)
             result = await self._try(request)
             while result.state == TrialState.FAILED and request.retry < self._spec.retries:
                 request = request.model_copy(update={"retry": request.retry + 1})
-                self._change(number, retries=request.retry)
+                self._book.change(number, retries=request.retry)
                 result = await self._try(request)
         except (InvalidInput, InvalidManifest) as error:
             result = TrialResult(state=TrialState.FAILED, error=str(error)[:1000])
         except asyncio.CancelledError:
-            self._change(number, state=TrialState.CANCELLED)
+            self._book.change(number, state=TrialState.CANCELLED)
             raise
-        except Exception as error:  # a mistake of ours: raised where the workflow will fail by it
+        except Exception as error:  # a mistake of ours
             self._fatal = error
-            raise
+            return
         finally:
             del self._running[number]
-        self._settle(number, result)
+            self._news += 1
+        self._book.settle(number, result, workflow.now())
+        self._log.show_now_and_then()
 
     async def _try(self, request: TrialRequest) -> TrialResult:
         try:
@@ -280,8 +253,8 @@ class ExperimentSweep:
             return TrialResult(state=TrialState.FAILED, error=root_cause(error)[:1000])
 
     def _request(self, number: int) -> TrialRequest:
-        spec, trial = self._spec, self._trials[number]
-        known = self._trials[: max(0, number - spec.known_before + 1)]
+        spec, trial = self._spec, self._book[number]
+        known = self._book.trials[: max(0, number - spec.known_before + 1)]
         metrics = [metric.name for metric in spec.metrics]
         training = None
         if spec.objective.training is not None:
@@ -305,42 +278,33 @@ class ExperimentSweep:
             timeout=spec.trial_timeout,
         )
 
-    def _settle(self, number: int, result: TrialResult) -> None:
-        """Take in a result."""
-        facts = result.model_dump(exclude={"reports"})
-        self._change(number, **facts, reports=result.reports, finished_at=workflow.now())
-        if self._spec.limits and result.state == TrialState.COMPLETED:
-            broken = violations(self._spec, self._trials[number])
-            self._change(number, is_feasible=max(broken.values()) <= 0)
-        self._finished.append(number)
-        self._log.show()
-
-    def _change(self, number: int, **changes: object) -> None:
-        self._trials[number] = self._trials[number].model_copy(update=changes)
-
     async def _let_go(self) -> None:
         """Cancel what runs, and wait for it."""
-        tasks = list(self._running.values())
+        choosing = [self._choosing] if self._choosing else []
+        tasks = [*self._running.values(), *choosing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for number in self._running:  # those whose task had not begun
+            self._book.change(number, state=TrialState.CANCELLED)
+        self._running.clear()
 
     # --- when to stop ---
 
     def _look_whether_enough(self) -> None:
         if self._is_over:
             return
-        reason = enough(self._spec, self._trials)
+        reason = enough(self._spec, self._book.trials)
         budget = self._spec.budget
-        if budget.max_cost is not None and sum(t.cost for t in self._trials) >= budget.max_cost:
+        if budget.max_cost is not None and self._book.cost() >= budget.max_cost:
             reason = reason or "the budget's max_cost is used"
         left = self._time_left()
         if left is not None and left <= timedelta(0):
             reason = reason or "the budget's max_duration is used"
         if reason:
             self._stop(reason)
-        ordered = self._trials[: self._in_order()]
-        failed = ordered[-MOST_FAILURES:]
+        ordered = self._book.ordered
+        failed = self._book.trials[max(0, ordered - MOST_FAILURES) : ordered]
         if len(failed) == MOST_FAILURES and all(t.state == TrialState.FAILED for t in failed):
             self._fatal = ApplicationError(
                 f"{MOST_FAILURES} trials in a row failed; the last: {failed[-1].error}",
@@ -351,12 +315,8 @@ class ExperimentSweep:
     def _stop(self, reason: str) -> None:
         """Start no more; what was chosen and not begun is let go."""
         self._stop_reason = reason
-        self._trials = [
-            trial
-            if trial.state != TrialState.WAITING
-            else trial.model_copy(update={"state": TrialState.CANCELLED})
-            for trial in self._trials
-        ]
+        self._book.let_go()
+        self._news += 1
         self._log.enter(ExperimentState.STOPPING, reason)
 
     def _time_left(self) -> timedelta | None:
@@ -376,8 +336,8 @@ class ExperimentSweep:
     async def _continue_as_new(self) -> None:
         await workflow.wait_condition(workflow.all_handlers_finished)
         carried = CarriedSweep(
-            trials=self._trials,
-            finished=self._finished,
+            trials=self._book.trials,
+            finished=self._book.finished,
             earlier=self._earlier,
             inputs=self._inputs,
             started_at=self._log.started_at,
@@ -398,16 +358,12 @@ class ExperimentSweep:
         )
 
     def _rows(self) -> list[tuple[str, str]]:
-        counts = ", ".join(f"{count} {state}" for state, count in self._counts().items())
+        counts = ", ".join(f"{count} {state}" for state, count in self._book.counts().items())
         rows = [("trials", counts or "none yet")]
         if len(self._spec.metrics) == 1:
-            values = [f"{trial.values[0]:.6g}" for trial in best(self._spec, self._trials)]
+            values = [f"{trial.values[0]:.6g}" for trial in self._book.best()]
             rows.append(("best", ", ".join(values) or "none yet"))
         return rows
-
-    def _counts(self) -> dict[str, int]:
-        states = [trial.state for trial in self._trials]
-        return {state.value: states.count(state) for state in TrialState if state in states}
 
     # --- messages ---
 
@@ -435,9 +391,9 @@ class ExperimentSweep:
             state=self._log.state,
             message=self._log.message,
             spec=self._spec,
-            counts=self._counts(),
-            best=best(self._spec, self._trials)[:100],
-            cost=round(sum(trial.cost for trial in self._trials), 6),
+            counts=self._book.counts(),
+            best=self._book.best()[:100],
+            cost=round(self._book.cost(), 6),
             started_at=self._log.started_at,
             finished_at=self._log.finished_at,
             timeline=self._log.timeline,
@@ -447,18 +403,13 @@ class ExperimentSweep:
     def study(self) -> StudyState:
         """All that the study of this experiment is made of."""
         return StudyState(
-            spec=self._spec, earlier=self._earlier, known=self._known(0, self._in_order())
+            spec=self._spec, earlier=self._earlier, known=self._book.known(0, self._book.ordered)
         )
 
     @workflow.query
     def trials(self, query: TrialsQuery) -> TrialPage:
         """Trials that have finished, in that order."""
-        end = min(query.since + query.limit, len(self._finished))
-        return TrialPage(
-            trials=[self._trials[number] for number in self._finished[query.since : end]],
-            next=max(query.since, end),
-            is_over=self._log.state.is_final and end >= len(self._finished),
-        )
+        return self._book.page(query, is_over=self._log.state.is_final)
 
 
 def _lengthened(training: TrainingSpec, rounds: int) -> TrainingSpec:

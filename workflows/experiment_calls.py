@@ -82,6 +82,6 @@ async def run_trial(request: TrialRequest, priority: Priority) -> TrialResult:
         retry_policy=TRIAL,
         cancellation_type=ActivityCancellationType.TRY_CANCEL,
         priority=priority,
-        summary=f"trial {request.number}",
+        activity_id=f"trial-{request.number}-{request.retry}",
     )
     return result

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from loomos.jobs.experiments import CarriedSweep, ExperimentEvent, ExperimentState
     from workflows.attributes import STATE
+
+SHOW_INTERVAL = timedelta(seconds=1)
 
 
 class ExperimentLog:
@@ -19,6 +21,7 @@ class ExperimentLog:
         self, carried: CarriedSweep, rows: Callable[[], Sequence[tuple[str, str]]]
     ) -> None:
         self._rows = rows
+        self._shown_at = carried.started_at
         self.started_at = carried.started_at
         """When the first run began."""
         self.timeline = list(carried.timeline)
@@ -53,8 +56,14 @@ class ExperimentLog:
         )
         self.show()
 
+    def show_now_and_then(self) -> None:
+        """Show it, unless that was done a moment ago."""
+        if workflow.now() - self._shown_at >= SHOW_INTERVAL:
+            self.show()
+
     def show(self) -> None:
         """Set what Temporal's UI shows."""
+        self._shown_at = workflow.now()
         rows = [("state", f"**{self.state}**: {self.message}"), *self._rows()]
         body = "\n".join(f"| {name} | {value} |" for name, value in rows)
         workflow.set_current_details(f"| | |\n|---|---|\n{body}")

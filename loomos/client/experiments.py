@@ -6,6 +6,7 @@ import hashlib
 import uuid
 from datetime import timedelta
 
+from pydantic import ValidationError
 from temporalio.client import (
     Client,
     WorkflowExecution,
@@ -51,6 +52,8 @@ _ENDS = {
     WorkflowExecutionStatus.TERMINATED: ExperimentState.FAILED,
     WorkflowExecutionStatus.TIMED_OUT: ExperimentState.FAILED,
 }
+_UNANSWERED = (NotFound, WorkflowQueryFailedError, WorkflowQueryRejectedError, ValidationError)
+"""What comes instead of an answer; the last is the answer of another kind of workflow."""
 DOCUMENT_MEMO = "document_sha256"
 
 
@@ -127,7 +130,7 @@ class ExperimentClient:
         handle = self._handle(experiment_id)
         try:
             return await answered(handle.query("status", result_type=ExperimentStatus))
-        except (NotFound, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
+        except _UNANSWERED as error:
             raise await self._unanswered(experiment_id, error) from None
 
     async def trials(self, experiment_id: str, query: TrialsQuery) -> TrialPage:
@@ -139,7 +142,7 @@ class ExperimentClient:
         handle = self._handle(experiment_id)
         try:
             return await answered(handle.query("trials", query, result_type=TrialPage))
-        except (NotFound, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
+        except _UNANSWERED as error:
             raise await self._unanswered(experiment_id, error) from None
 
     async def newest(self, limit: int) -> list[ExperimentSummary]:

@@ -26,8 +26,7 @@ from loomos.errors import InvalidInput, NotFound
 from loomos.jobs.experiments import ExperimentStatus, TrialRecord, TrialState
 from loomos.jobs.names import experiment_workflow_id
 from loomos.manifest import Experiment as ExperimentDocument
-from loomos.manifest import FineTuning, LoRA
-from loomos.manifest._document import validate_as
+from loomos.manifest import FineTuning, LoRA, validate_as
 
 __all__ = [
     "BestTrial",

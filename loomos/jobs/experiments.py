@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from loomos.jobs.message import Message, TimelineEntryBase
+from loomos.jobs.message import CompactMessage, Message, TimelineEntryBase
 from loomos.jobs.pruning import PruningRule, Reports
 from loomos.jobs.training import ResolvedInputs
 from loomos.manifest import ExperimentSpec, TrainingSpec
@@ -62,7 +62,7 @@ class TrialState(StrEnum):
 # --- trials -------------------------------------------------------------------------------------
 
 
-class TrialRequest(Message):
+class TrialRequest(CompactMessage):
     """Run a trial."""
 
     experiment_id: str
@@ -107,7 +107,7 @@ def trial_job_id(experiment_id: str, number: int) -> str:
     return f"{experiment_id}-t{number}"
 
 
-class TrialResult(Message):
+class TrialResult(CompactMessage):
     """What came of a trial."""
 
     state: TrialState
@@ -170,7 +170,7 @@ class TrialRecord(Message):
 # --- suggestions --------------------------------------------------------------------------------
 
 
-class Known(Message):
+class Known(CompactMessage):
     """What a sampler is told of a trial."""
 
     params: Params

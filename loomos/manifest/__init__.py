@@ -29,6 +29,7 @@ from loomos.manifest._document import (
     read_mapping,
     read_scalar,
     validate,
+    validate_as,
 )
 from loomos.manifest._document_model import Document, Name
 from loomos.manifest._experiment import (
@@ -101,6 +102,7 @@ __all__ = [
     "json_schema",
     "read_document",
     "read_scalar",
+    "validate_as",
 ]
 
 

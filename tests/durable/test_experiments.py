@@ -9,10 +9,11 @@ from pathlib import Path
 import optuna
 import pytest
 
+from loomos.client.temporal import connect
 from loomos.errors import Conflict, NotFound
 from loomos.jobs.experiments import ExperimentStatus, TrialRecord, TrialState
-from loomos.manifest import Experiment
-from loomos.manifest._document import validate_as
+from loomos.manifest import Experiment, validate_as
+from loomos.settings import TemporalSettings
 from loomos.weaver.functions import branin_at
 from tests.searches import notes
 from tests.stack import CORPUS, Stack
@@ -285,6 +286,32 @@ async def test_functions_do_not_see_secrets(stack: Stack, tmp_path):
     async with stack.client() as client:
         _, trials = await run(client, experiment("secrets", tmp_path, trials=1))
     assert trials[0].values == [0.0]
+
+
+async def test_histories_stay_bounded(stack: Stack):
+    """A thousand trials and more go through several runs, and none of them is lost or repeated."""
+    unit = {"type": "uniform", "min": 0, "max": 1}
+    document = experiment(
+        None,
+        objective={"function": "loomos.weaver.functions:noop"},
+        parameters={"x": unit},
+        sampler="random",
+        trials=1500,
+        parallelism=16,
+        seed=9,
+    )
+    async with stack.client() as client:
+        ended, trials = await run(client, document, 240)
+    assert ended.counts == {"completed": 1500}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=9))
+    study.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=1500)
+    assert [t.params for t in trials] == [t.params for t in study.trials]
+    temporal = await connect(TemporalSettings.model_validate(stack.state.settings["temporal"]))
+    runs = [
+        found async for found in temporal.list_workflows(f"WorkflowId = '{ended.experiment_id}'")
+    ]
+    assert len(runs) >= 2
+    assert max(found.history_length for found in runs) < 5_000
 
 
 # --- trainings ----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Record histories for the replay test from a fresh stack: `python -m tests.replay.record`.
+"""Record histories for the replay test from a fresh stack: `python -m tests.replay.record [NAME]`.
 
 Records a run that recovers from a killed node, one that is paused and resumed, one that fails, a
-noop, one that is preempted, one that waits for another, the cluster that served them all, and an
-election.
+noop, one that is preempted, one that waits for another, the cluster that served them all, an
+election, a search, and a population whose trials fail.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import json
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from loomos.client.http import LoomOSClient
 from loomos.client.temporal import connect
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID, leadership_workflow_id
 from loomos.jobs.states import JobState
+from loomos.manifest import Experiment, validate_as
 from loomos.nexus.failover.election import ConsensusManager
 from loomos.settings import Settings, TemporalSettings
 from tests.stack import CORPUS, Stack, manifest, running_stack, tiny_job
@@ -111,6 +113,56 @@ async def led(stack: Stack, client: LoomOSClient) -> str:
     return leadership_workflow_id("led")
 
 
+async def searched(stack: Stack, client: LoomOSClient) -> str:
+    started = await client.experiments.start(
+        validate_as(
+            Experiment,
+            {
+                "apiVersion": "loomos.ai/v1",
+                "kind": "Experiment",
+                "metadata": {"name": "searched"},
+                "spec": {
+                    "objective": {"function": "loomos.weaver.functions:branin"},
+                    "parameters": {
+                        "x": {"type": "uniform", "min": -5, "max": 10},
+                        "y": {"type": "uniform", "min": 0, "max": 15},
+                        "z": {"type": "choice", "values": ["a", "b"]},
+                    },
+                    "pruner": {"name": "asha"},
+                    "limits": [{"metric": "value", "max": 100}],
+                    "trials": 20,
+                    "parallelism": 3,
+                },
+            },
+        )
+    )
+    async for _ in client.experiments.follow(started.experiment_id):
+        pass
+    return started.experiment_id
+
+
+async def evolved(stack: Stack, client: LoomOSClient) -> str:
+    started = await client.experiments.start(
+        validate_as(
+            Experiment,
+            {
+                "apiVersion": "loomos.ai/v1",
+                "kind": "Experiment",
+                "metadata": {"name": "evolved"},
+                "spec": {
+                    "objective": {"function": "absent:function"},
+                    "parameters": {"x": {"type": "uniform", "min": 0, "max": 1}},
+                    "population": {"size": 4, "generations": 4},
+                    "parallelism": 2,
+                },
+            },
+        )
+    )
+    async for _ in client.experiments.follow(started.experiment_id):
+        pass
+    return started.experiment_id
+
+
 def write_history(name: str, workflow_id: str, history: str) -> None:
     """Write a history without what tells of the machine it comes from."""
     text = json.dumps({"id": workflow_id, "history": json.loads(history)}, indent=1)
@@ -119,16 +171,21 @@ def write_history(name: str, workflow_id: str, history: str) -> None:
     (HISTORIES / f"{name}.json").write_text(text + "\n")
 
 
-async def record(stack: Stack) -> None:
-    """Make the runs and write their histories."""
+MAKERS = (recovered, paused, failed, noop, preempted, dependent, led, searched, evolved)
+
+
+async def record(stack: Stack, names: list[str]) -> None:
+    """Make the runs, all or those named, and write their histories."""
     HISTORIES.mkdir(exist_ok=True)
     temporal = await connect(TemporalSettings.model_validate(stack.state.settings["temporal"]))
     async with stack.client() as client:
         ids = {
             make.__name__: await make(stack, client)
-            for make in (recovered, paused, failed, noop, preempted, dependent, led)
+            for make in MAKERS
+            if not names or make.__name__ in names
         }
-    ids["cluster"] = CLUSTER_WORKFLOW_ID
+    if not names or "cluster" in names:
+        ids["cluster"] = CLUSTER_WORKFLOW_ID
     for name, workflow_id in ids.items():
         history = await temporal.get_workflow_handle(workflow_id).fetch_history()
         write_history(name, workflow_id, json.dumps(history.to_json_dict()))
@@ -138,7 +195,7 @@ async def record(stack: Stack) -> None:
 def main() -> None:
     shutil.copytree(CORPUS, COPY, dirs_exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, running_stack(Path(folder) / "stack") as stack:
-        asyncio.run(record(stack))
+        asyncio.run(record(stack, sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def test_every_workflow_has_a_history_and_one_recovers() -> None:
         "VerificationSuite",
         "ContinualLearning",
         "Leadership",
+        "ExperimentSweep",
     }
     text = (HISTORIES[0].parent / "recovered.json").read_text()
     assert text.count('"name": "train"') == 4, "two nodes, two attempts"

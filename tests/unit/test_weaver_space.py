@@ -9,8 +9,7 @@ import pytest
 
 from loomos.errors import InvalidManifest
 from loomos.jobs.experiments import TrialRecord, TrialState
-from loomos.manifest import Experiment, ExperimentSpec, holds
-from loomos.manifest._document import validate_as
+from loomos.manifest import Experiment, ExperimentSpec, holds, validate_as
 from loomos.weaver.population import offspring
 from loomos.weaver.results import best, enough, violations
 from loomos.weaver.space import contains
