@@ -89,7 +89,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         health,
         jobs,
         cluster,
-        experiments,
         scheduler,
         ledger,
         models,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -44,7 +45,7 @@ async def all_there(stack: Stack, before: set[int]) -> float:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         new = {pid: at for pid, at in ranks(stack).items() if pid not in before}
-        if len(new) >= RANKS:
+        if len(new) > RANKS:  # the process that serves the gang's store has no children either
             return max(new.values())
         await asyncio.sleep(0.05)
     raise AssertionError("no gang")
@@ -83,7 +84,7 @@ async def measure(stack: None) -> dict[str, Any]:
                     )
                     known = set(ranks(own))
                     killed = time.time()
-                    os.kill(max(known), 9)
+                    os.kill(max(known), signal.SIGKILL)
                     again.append(await all_there(own, known) - killed)
                 await client.cancel_job(job.job_id)
                 await own.until(client, job.job_id, JobState.CANCELLED, within_s=120)

@@ -29,12 +29,13 @@ from torch.distributed.elastic.rendezvous import (
 
 from loomos.errors import AttemptFailed, NotFound
 from loomos.jobs.training import TrainAssignment
+from loomos.lifeline import die_with_parent
 from loomos.storage import Store, open_store
 from loomos.storage.layout import gang_key
 from loomos.training.rank import run_rank
 from loomos.training.requests import RankRequest
 
-MEET_TIMEOUT_S = 60.0
+MEET_TIMEOUT = timedelta(seconds=60)
 """How long a node waits for the others of its gang."""
 
 
@@ -71,17 +72,17 @@ class GangRendezvous(RendezvousHandler):
 
     def _open(self) -> tuple[str, int]:
         host = self._job.nodes[0].address
-        timeout = timedelta(seconds=MEET_TIMEOUT_S)
-        self._tcp = TCPStore("localhost", 0, None, True, timeout, False)
+        port = _serve_store()
+        self._tcp = TCPStore("localhost", port, None, False, MEET_TIMEOUT, False)
         key = gang_key(self._job.job_id, self._job.generation)
-        meeting = json.dumps({"host": host, "port": self._tcp.port}).encode()
+        meeting = json.dumps({"host": host, "port": port}).encode()
         if not self._objects.put_if_absent(key, meeting):
             raise AttemptFailed(f"generation {self._job.generation} has met before")
-        return host, self._tcp.port
+        return host, port
 
     def _find(self) -> tuple[str, int]:
         key = gang_key(self._job.job_id, self._job.generation)
-        deadline = time.monotonic() + MEET_TIMEOUT_S
+        deadline = time.monotonic() + MEET_TIMEOUT.total_seconds()
         while True:
             try:
                 meeting = json.loads(self._objects.get(key))
@@ -92,8 +93,7 @@ class GangRendezvous(RendezvousHandler):
                         f"node {self._job.nodes[0].node_id} did not open the gang's store"
                     ) from None
                 time.sleep(0.05)
-        timeout = timedelta(seconds=MEET_TIMEOUT_S)
-        self._tcp = TCPStore(meeting["host"], meeting["port"], None, False, timeout, False)
+        self._tcp = TCPStore(meeting["host"], meeting["port"], None, False, MEET_TIMEOUT, False)
         return meeting["host"], meeting["port"]
 
     def is_closed(self) -> bool:
@@ -114,6 +114,35 @@ class GangRendezvous(RendezvousHandler):
     def shutdown(self) -> bool:
         """The store dies with the process."""
         return True
+
+
+def _serve_store() -> int:
+    """Serve the gang's store from a process of its own, which ends with this one; gives its port.
+
+    The agent forks ranks one after the other. Were the store's thread in it, a rank forked while
+    that thread looks up the name of a peer that connects would find the resolver's lock taken for
+    ever, by nobody.
+    """
+    agent = os.getpid()
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.close(read)
+            die_with_parent(agent)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # ranks that checkpoint still need it
+            served = TCPStore("localhost", 0, None, True, MEET_TIMEOUT, False)
+            os.write(write, str(served.port).encode())
+            os.close(write)
+            while True:
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        port = answer.read()
+    if not port:
+        raise AttemptFailed("the gang's store could not be opened")
+    return int(port)
 
 
 def run_node(request_file: Path, log_dir: Path) -> int:

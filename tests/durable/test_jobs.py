@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from loomos.errors import Conflict, InvalidManifest, NotFound
 from loomos.jobs.states import JobState
 from loomos.manifest import JobManifest
 from loomos.settings import TemporalSettings
+from loomos.storage.layout import gang_key
 from tests.stack import Stack, manifest, tiny_job
 
 
@@ -378,3 +380,25 @@ async def test_a_job_is_short_in_history_and_readable_in_temporals_ui(
     raw = "".join(str(event) for event in events)
     secret = stack.state.settings["storage"]["secret_key"]
     assert secret not in raw
+
+
+async def test_the_process_that_forks_ranks_serves_nobody(stack: Stack, client: LoomOSClient):
+    """A rank forked while a thread of its parent looked up a peer's name hung for ever."""
+    job = await client.submit_job_from_manifest(manifest(tiny_job("forks", max_steps=300)))
+    await stack.eventually(
+        lambda: client.get_job_status(job.job_id),
+        lambda found: found.training is not None and found.training.step >= 2,
+    )
+    listening = {
+        process.pid: [c for c in process.net_connections("tcp") if c.status == "LISTEN"]
+        for node in ("node-1", "node-2")
+        for process in stack.hosted(node)
+    }
+    agents = {p.pid for n in ("node-1", "node-2") for p in stack.hosted(n) if p.children()}
+    assert len(agents) == 2
+    assert not any(listening[agent] for agent in agents)
+    meeting = json.loads(stack.store().get(gang_key(job.job_id, 1)))
+    ports = {pid: [c.laddr.port for c in found] for pid, found in listening.items()}
+    assert len([pid for pid, open_ in ports.items() if meeting["port"] in open_]) == 1
+    await client.cancel_job(job.job_id)
+    await stack.until(client, job.job_id, JobState.CANCELLED)
