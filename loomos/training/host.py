@@ -31,6 +31,10 @@ def _load() -> None:
     import transformers.models.auto.modeling_auto
     import transformers.models.llama.modeling_llama  # noqa: F401
 
+    from loomos.storage._s3 import preload
+
+    preload()
+
 
 def _load_more() -> None:
     """Import what some attempts need; a child that comes earlier imports it itself."""
