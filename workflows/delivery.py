@@ -19,7 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.states import JobState
     from loomos.jobs.training import ModelVersion, TrainingRunInput
     from loomos.jobs.verification import VerificationInput, VerificationResult
-    from workflows.attributes import KIND, NAME, OWNER
+    from loomos.search_attributes import KIND, NAME, OWNER
     from workflows.journal import Journal
 
 

@@ -26,8 +26,8 @@ with workflow.unsafe.imports_passed_through():
         WatchEndpoint,
     )
     from loomos.jobs.training import ModelVersion
+    from loomos.search_attributes import STATE
     from workflows import delivery_calls
-    from workflows.attributes import STATE
 
 EndpointState = Literal["opening", "serving", "closing", "closed"]
 

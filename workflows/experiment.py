@@ -295,9 +295,6 @@ class ExperimentSweep:
         if self._is_over:
             return
         reason = enough(self._spec, self._book.trials)
-        budget = self._spec.budget
-        if budget.max_cost is not None and self._book.cost() >= budget.max_cost:
-            reason = reason or "the budget's max_cost is used"
         left = self._time_left()
         if left is not None and left <= timedelta(0):
             reason = reason or "the budget's max_duration is used"

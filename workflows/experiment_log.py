@@ -9,7 +9,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from loomos.jobs.experiments import CarriedSweep, ExperimentEvent, ExperimentState
-    from workflows.attributes import STATE
+    from loomos.search_attributes import STATE
 
 SHOW_INTERVAL = timedelta(seconds=1)
 

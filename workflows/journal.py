@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
         Progress,
         TimelineEntry,
     )
-    from workflows.attributes import STATE
+    from loomos.search_attributes import STATE
     from workflows.gang import GangEnd, GangFailed
 
 

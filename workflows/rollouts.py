@@ -40,8 +40,8 @@ with workflow.unsafe.imports_passed_through():
     )
     from loomos.jobs.serving import WHOLE
     from loomos.manifest import Stage
+    from loomos.search_attributes import STATE
     from workflows import calls, delivery_calls
-    from workflows.attributes import STATE
     from workflows.causes import root_cause
 
 KEPT_EVENTS = 200

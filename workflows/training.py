@@ -37,8 +37,8 @@ with workflow.unsafe.imports_passed_through():
     )
     from loomos.nexus.requests import step_seconds, training_request, workload
     from loomos.quantities import format_duration
+    from loomos.search_attributes import LABELS, MODEL, PRIORITY
     from workflows import calls
-    from workflows.attributes import LABELS, MODEL, PRIORITY
     from workflows.delivery import Delivered, deliver
     from workflows.dependencies import Dependencies
     from workflows.facts import FactBook

@@ -15,8 +15,8 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.names import JOB_KIND, label_list
     from loomos.jobs.states import JobState
     from loomos.jobs.training import JobResult, TrainingRunInput
+    from loomos.search_attributes import KIND, LABELS, NAME, OWNER, PRIORITY, PROJECT, STATE
     from loomos.weaver.results import training_result
-    from workflows.attributes import KIND, LABELS, NAME, OWNER, PRIORITY, PROJECT, STATE
     from workflows.causes import root_cause
 
 EXPERIMENT_LABEL = "experiment"

@@ -29,8 +29,8 @@ with workflow.unsafe.imports_passed_through():
         VerificationStatus,
     )
     from loomos.manifest import Resources
+    from loomos.search_attributes import STATE
     from workflows import calls, delivery_calls
-    from workflows.attributes import STATE
     from workflows.causes import root_cause
     from workflows.leasing import Leasing
 

@@ -23,7 +23,6 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from loomos.client.answers import answered, failure
-from loomos.client.workflows import KIND, NAME, OWNER, STATE
 from loomos.errors import Conflict, NotFound, Unavailable
 from loomos.jobs.message import Message
 from loomos.jobs.names import (
@@ -51,6 +50,7 @@ from loomos.jobs.verification import (
     VerificationState,
     VerificationStatus,
 )
+from loomos.search_attributes import KIND, NAME, OWNER, STATE
 
 CHANGE_TIMEOUT_S = 120.0
 """How long a change that copies files may take."""

@@ -26,7 +26,6 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from loomos.client.answers import answered
 from loomos.client.experiment_models import ExperimentSummary
-from loomos.client.workflows import KIND, LABELS, NAME, OWNER, PRIORITY, PROJECT, STATE
 from loomos.errors import Conflict, NotFound, Unavailable
 from loomos.jobs.experiments import (
     ExperimentInput,
@@ -44,6 +43,7 @@ from loomos.jobs.names import (
     label_list,
 )
 from loomos.manifest import Experiment
+from loomos.search_attributes import KIND, LABELS, NAME, OWNER, PRIORITY, PROJECT, STATE
 
 _ENDS = {
     WorkflowExecutionStatus.COMPLETED: ExperimentState.COMPLETED,

@@ -30,7 +30,6 @@ from temporalio.client import (
 )
 from temporalio.common import (
     Priority,
-    SearchAttributeKey,
     SearchAttributePair,
     TypedSearchAttributes,
     WorkflowIDConflictPolicy,
@@ -53,16 +52,8 @@ from loomos.jobs.states import JobState
 from loomos.jobs.training import JobStatus, JobUpdate, MigrateRequest, Progress, TrainingRunInput
 from loomos.manifest import TrainingJob
 from loomos.nexus.requests import training_request
+from loomos.search_attributes import KIND, LABELS, MODEL, NAME, OWNER, PRIORITY, PROJECT, STATE
 from loomos.settings import TemporalSettings
-
-KIND = SearchAttributeKey.for_keyword("LoomKind")
-NAME = SearchAttributeKey.for_keyword("LoomName")
-OWNER = SearchAttributeKey.for_keyword("LoomOwner")
-PROJECT = SearchAttributeKey.for_keyword("LoomProject")
-STATE = SearchAttributeKey.for_keyword("LoomState")
-MODEL = SearchAttributeKey.for_keyword("LoomModel")
-PRIORITY = SearchAttributeKey.for_int("LoomPriority")
-LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
 
 MANIFEST_MEMO = "manifest_sha256"
 

@@ -54,9 +54,17 @@ def _dominates(spec: ExperimentSpec, a: TrialRecord, b: TrialRecord) -> bool:
 
 
 def enough(spec: ExperimentSpec, trials: Sequence[TrialRecord]) -> str:
-    """Why the search may end, looking at trials in their order up to the first unfinished one.
+    """Why the search may end; empty if it may not."""
+    most = spec.budget.max_cost
+    if most is not None and sum(trial.cost for trial in trials) >= most:
+        return _known_enough(spec, trials) or "the budget's max_cost is used"
+    return _known_enough(spec, trials)
 
-    Empty if it may not. Looking in that order, the answer does not depend on who was fast.
+
+def _known_enough(spec: ExperimentSpec, trials: Sequence[TrialRecord]) -> str:
+    """Likewise by `stop`, looking at trials in their order up to the first unfinished one.
+
+    Looking in that order, the answer does not depend on who was fast.
     """
     stop = spec.stop
     if stop.patience is None and stop.target is None:

@@ -187,7 +187,8 @@ async def test_stop_cancel_budget_and_patience(stack: Stack, tmp_path):
             "counted", tmp_path, trials=500, parallelism=2, arguments={"seconds": 0.3}
         )
         first = await client.experiments.start(slow, idempotency_key=f"stop-{tmp_path}")
-        assert await client.experiments.start(slow, idempotency_key=f"stop-{tmp_path}")
+        again = await client.experiments.start(slow, idempotency_key=f"stop-{tmp_path}")
+        assert again.experiment_id == first.experiment_id
         with pytest.raises(Conflict, match="used for another experiment"):
             other = experiment("counted", tmp_path, trials=499)
             await client.experiments.start(other, idempotency_key=f"stop-{tmp_path}")

@@ -114,50 +114,42 @@ async def led(stack: Stack, client: LoomOSClient) -> str:
 
 
 async def searched(stack: Stack, client: LoomOSClient) -> str:
-    started = await client.experiments.start(
-        validate_as(
-            Experiment,
-            {
-                "apiVersion": "loomos.ai/v1",
-                "kind": "Experiment",
-                "metadata": {"name": "searched"},
-                "spec": {
-                    "objective": {"function": "loomos.weaver.functions:branin"},
-                    "parameters": {
-                        "x": {"type": "uniform", "min": -5, "max": 10},
-                        "y": {"type": "uniform", "min": 0, "max": 15},
-                        "z": {"type": "choice", "values": ["a", "b"]},
-                    },
-                    "pruner": {"name": "asha"},
-                    "limits": [{"metric": "value", "max": 100}],
-                    "trials": 20,
-                    "parallelism": 3,
-                },
-            },
-        )
+    return await experiment(
+        client,
+        "searched",
+        objective={"function": "loomos.weaver.functions:branin"},
+        parameters={
+            "x": {"type": "uniform", "min": -5, "max": 10},
+            "y": {"type": "uniform", "min": 0, "max": 15},
+            "z": {"type": "choice", "values": ["a", "b"]},
+        },
+        pruner={"name": "asha"},
+        limits=[{"metric": "value", "max": 100}],
+        trials=20,
+        parallelism=3,
     )
-    async for _ in client.experiments.follow(started.experiment_id):
-        pass
-    return started.experiment_id
 
 
 async def evolved(stack: Stack, client: LoomOSClient) -> str:
-    started = await client.experiments.start(
-        validate_as(
-            Experiment,
-            {
-                "apiVersion": "loomos.ai/v1",
-                "kind": "Experiment",
-                "metadata": {"name": "evolved"},
-                "spec": {
-                    "objective": {"function": "absent:function"},
-                    "parameters": {"x": {"type": "uniform", "min": 0, "max": 1}},
-                    "population": {"size": 4, "generations": 4},
-                    "parallelism": 2,
-                },
-            },
-        )
+    return await experiment(
+        client,
+        "evolved",
+        objective={"function": "absent:function"},
+        parameters={"x": {"type": "uniform", "min": 0, "max": 1}},
+        population={"size": 4, "generations": 4},
+        parallelism=2,
     )
+
+
+async def experiment(client: LoomOSClient, name: str, **spec: Any) -> str:
+    """Run an experiment to its end."""
+    document = {
+        "apiVersion": "loomos.ai/v1",
+        "kind": "Experiment",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+    started = await client.experiments.start(validate_as(Experiment, document))
     async for _ in client.experiments.follow(started.experiment_id):
         pass
     return started.experiment_id

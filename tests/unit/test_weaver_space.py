@@ -222,6 +222,19 @@ def test_patience_and_target_look_at_trials_in_order():
     assert enough(spec(stop={"target": 0.5}), trials) == "trial 1 reached the target"
 
 
+def test_the_budget_counts_every_trial_that_cost_something():
+    bounded = spec(budget={"max_cost": 2.5}, stop={"target": 0.0})
+    trials = [
+        done(0, 1.0, cost=1.0),
+        TrialRecord(number=1, params={}, state=TrialState.FAILED, cost=1.0),
+        done(2, 0.5, cost=0.25),
+    ]
+    assert enough(bounded, trials) == ""
+    pruned = TrialRecord(number=3, params={}, state=TrialState.PRUNED, cost=0.25)
+    assert enough(bounded, [*trials, pruned]) == "the budget's max_cost is used"
+    assert enough(bounded, [*trials, done(3, -1.0, cost=9.0)]) == "trial 3 reached the target"
+
+
 # --- populations --------------------------------------------------------------------------------
 
 

@@ -1,4 +1,7 @@
-"""Search attributes, as workflows set them; `loomos.jobs.names` lists them for the server."""
+"""Keys of search attributes, for workflows that set them and clients that ask by them.
+
+`loomos.jobs.names` lists them for the server.
+"""
 
 from __future__ import annotations
 
