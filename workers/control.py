@@ -26,6 +26,7 @@ from loomos.nexus.policies import load_policies
 from loomos.runtime import run_process
 from loomos.settings import load_settings
 from workers.build import deployment
+from workers.early_queries import EarlyQueryGuard
 from workflows.cluster import Cluster
 from workflows.continual import ContinualLearning
 from workflows.endpoints import Endpoint, ModelChanges
@@ -99,7 +100,7 @@ async def main(stop: asyncio.Event) -> None:
             experiments.suggest,
             experiments.read_earlier,
         ],
-        workflow_runner=sandbox(),
+        workflow_runner=EarlyQueryGuard(sandbox()),
         interceptors=[FailureInterceptor()],
         deployment_config=deployment(),
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
