@@ -145,9 +145,13 @@ class Checkpointer:
             if problem is None:
                 manifest = read_manifest(self.store, self.job_id, ref)
                 prefix = checkpoint_prefix(self.job_id, ref.generation, ref.step)
+                reader = StoreReader(self.store, prefix, scratch, manifest)
+                tensors = state(manifest)
+                if manifest.world_size == dist.get_world_size():
+                    tensors.update(reader.own_tensors(dist.get_rank()))
                 dcp_load(
-                    state(manifest),
-                    storage_reader=StoreReader(self.store, prefix, scratch, manifest),
+                    tensors,
+                    storage_reader=reader,
                     process_group=self.group,
                     no_dist=dist.get_world_size() == 1,
                 )

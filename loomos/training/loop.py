@@ -1,10 +1,9 @@
-"""The training loop of one rank, top to bottom.
+"""The durable loop of one rank, top to bottom.
 
-`train` sets up (inputs, model, data), resumes, and takes optimizer steps until the run is done or
-asked to stop. All decisions (stop, checkpoint, early stop) are made by all ranks together: each
-step ends with one small all-reduce on a CPU group that carries the loss and the wishes of each
-rank. What must survive a crash is the model's trained tensors, the optimizer's, the random state
-and the lanes' positions; the rest is a pure function of the step.
+`train` joins the gang, makes the algorithm's learner, resumes it, and takes steps until the run is
+done or asked to stop. All decisions (stop, checkpoint, early stop) are made by all ranks together:
+each step ends with one small all-reduce on a CPU group that carries the learner's numbers and the
+wishes of each rank. What must survive a crash is the learner's to say (`loomos.training.learner`).
 """
 
 from __future__ import annotations
@@ -13,27 +12,21 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint.state_dict as dcp_state
-import torch.nn.functional as F
-from torch import nn
 
-from loomos.errors import InvalidInput, LossDiverged
+from loomos.errors import InvalidInput
 from loomos.jobs.training import CheckpointRef, TrainAssignment, TrainOutcome
-from loomos.manifest import FineTuning, Runtime
-from loomos.storage import open_store
+from loomos.manifest import Runtime
+from loomos.storage import Store, open_store
 from loomos.training.checkpoint import Checkpointer
-from loomos.training.data import IGNORED, Batch
 from loomos.training.fences import read_fence
-from loomos.training.model import without_gradient_sync
-from loomos.training.schedule import learning_rate
-from loomos.training.setup import RankContext, Setup, set_up
+from loomos.training.learner import Learner
+from loomos.training.setup import RankContext
 from loomos.training.shards import CheckpointManifest, TensorDict
 from loomos.weaver.pruning import Judge
 
@@ -45,9 +38,6 @@ GANG_TIMEOUT = timedelta(minutes=5)
 LOGGED_STEPS = 20
 """Lines about progress in the log of a whole run."""
 
-CUDA_LOG_STEPS = 10
-"""On a GPU reading the loss waits for the device, so it is read every so many steps."""
-
 
 def train(job: TrainAssignment, context: RankContext) -> TrainOutcome:
     """Train until done or stopped. Every rank of the gang calls this.
@@ -55,12 +45,9 @@ def train(job: TrainAssignment, context: RankContext) -> TrainOutcome:
     Raises:
         LoomOSError: see `loomos.errors.TrainingError`.
     """
-    assert job.spec.model is not None and job.spec.data is not None
-    tuning = job.spec.model.fine_tuning_config
     with gang(job) as control:
-        device = _device()
         store = open_store(context.storage)
-        setup = set_up(job, context, store, device, control)
+        learner = make_learner(job, context, store, _device(), control)
         checkpoints = Checkpointer(
             store=store,
             job_id=job.job_id,
@@ -71,13 +58,27 @@ def train(job: TrainAssignment, context: RankContext) -> TrainOutcome:
             on_corrupt=context.reporter.corrupt,
             group=dist.new_group(backend="gloo", timeout=GANG_TIMEOUT),
         )
-        run = Run(job, setup, checkpoints, context, control, device)
-        run.resume(read_fence(store, job.job_id, job.generation).accepted)
-        if tuning.max_steps is not None and run.step > tuning.max_steps:
-            raise InvalidInput(f"checkpoint of step {run.step} is past max_steps")
-        outcome = run.until_done()
-        checkpoints.wait()
-        return outcome
+        try:
+            run = Run(job, learner, checkpoints, context, control)
+            run.resume(read_fence(store, job.job_id, job.generation).accepted)
+            if run.step > learner.total_steps:
+                raise InvalidInput(
+                    f"checkpoint of step {run.step} is past the run's end ({learner.total_steps})"
+                )
+            outcome = run.until_done()
+            checkpoints.wait()
+            return outcome
+        finally:
+            learner.close()
+
+
+def make_learner(
+    job: TrainAssignment, context: RankContext, store: Store, device: torch.device, control: Any
+) -> Learner:
+    """The learner of the manifest's algorithm; each has its module, loaded when it is needed."""
+    from loomos.training.sft import FineTuner
+
+    return FineTuner(job, context, store, device, control)
 
 
 @contextmanager
@@ -106,10 +107,9 @@ def _device() -> torch.device:
 class _Agreed(NamedTuple):
     """What all ranks know after a step."""
 
-    loss: float
+    totals: list[float]
     stop: bool
     checkpoint: bool
-    next_labels: int
 
 
 class Run:
@@ -118,28 +118,23 @@ class Run:
     def __init__(
         self,
         job: TrainAssignment,
-        setup: Setup,
+        learner: Learner,
         checkpoints: Checkpointer,
         context: RankContext,
         control: Any,
-        device: torch.device,
     ) -> None:
-        assert job.spec.model is not None
         self.step = 0
-        self._tuning: FineTuning = job.spec.model.fine_tuning_config
+        self._learner = learner
         self._runtime: Runtime = job.spec.runtime
         self._most_reports = job.most_reports
         self._judge = Judge(job.pruning)
         self._is_pruned = False
         self._evaluations: list[tuple[int, float]] = []
-        self._setup = setup
         self._checkpoints = checkpoints
         self._context = context
         self._control = control
-        self._device = device
         self._world = dist.get_world_size()
         self._is_first = dist.get_rank() == 0
-        self._trained = [p for p in setup.model.parameters() if p.requires_grad]
         self._resumed_from: CheckpointRef | None = None
         self._skipped: list[CheckpointRef] = []
         self._loss: float | None = None
@@ -148,102 +143,39 @@ class Run:
         self._stale_evaluations = 0
         self._checkpointed = False
         self._checkpointed_at = time.monotonic()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="data")
 
     # --- checkpoints ---
 
     def resume(self, accepted: list[CheckpointRef]) -> None:
         """Start from the newest whole checkpoint, or from the beginning."""
-        torch.manual_seed(self._tuning.seed * 1_000_003 + dist.get_rank())
-        if self._world > 2 or self._device.type == "cuda":
-            self._settle_buckets()
+        trained = self._learner.prepare()
         loaded: TensorDict = {}
 
         def tensors(manifest: CheckpointManifest) -> TensorDict:
             loaded.clear()
-            loaded.update(self._tensors(with_random=manifest.world_size == self._world))
+            with_random = manifest.world_size == self._world
+            loaded.update(self._learner.tensors(with_random=with_random))
             return loaded
 
         manifest = self._checkpoints.load_newest(accepted, tensors)
         if manifest is not None:
-            self._restore(manifest, loaded)
+            self._learner.restore(manifest, loaded)
+            self._restore(manifest)
             self._resumed_from = self._checkpoints.parent
         newest = accepted.index(self._resumed_from) + 1 if self._resumed_from else 0
         self._skipped = accepted[newest:]
-        trained = sum(parameter.numel() for parameter in self._trained)
         log.info(
-            "%s of %d ranks on %s: %d trained parameters, %s",
+            "%s of %d ranks: %s, %s",
             dist.get_rank() + 1,
             self._world,
-            self._device,
             trained,
             f"resumed from step {self.step}" if manifest else "from the beginning",
         )
         if self._is_first:
-            self._context.reporter.plan(self._setup.total_steps)
+            self._context.reporter.plan(self._learner.total_steps)
             self._context.reporter.resumed(self._resumed_from)
 
-    def _settle_buckets(self) -> None:
-        """Let DDP fix its gradient buckets before the first real step.
-
-        DDP rebuilds its buckets after the first backward pass, and the order of summation over
-        more than two ranks depends on them; a resumed run must sum as the first one did.
-        """
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
-            tokens = torch.zeros(1, 8, dtype=torch.int64, device=self._device)
-            for _ in range(2):
-                self._setup.model(input_ids=tokens).logits.float().sum().mul(0.0).backward()
-                self._setup.optimizer.zero_grad(set_to_none=True)
-
-    def _tensors(self, *, with_random: bool = True) -> TensorDict:
-        """Everything that a checkpoint keeps, as one flat dictionary of tensors."""
-        options = dcp_state.StateDictOptions(ignore_frozen_params=True)
-        weights, optimizer = dcp_state.get_state_dict(
-            self._setup.model, self._setup.optimizer, options=options
-        )
-        state: TensorDict = {f"model.{name}": value for name, value in weights.items()}
-        for name, values in optimizer["state"].items():  # type: ignore[union-attr]
-            for key, value in values.items():  # type: ignore[union-attr]
-                state[f"optimizer.{name}.{key}"] = value
-        for lane, position in self._setup.training.positions().items():
-            state[f"lane.{lane}"] = torch.tensor(position, dtype=torch.int64)
-        if with_random:
-            state[f"random.cpu.{dist.get_rank()}"] = torch.get_rng_state()
-            if self._device.type == "cuda":
-                state[f"random.cuda.{dist.get_rank()}"] = torch.cuda.get_rng_state()
-        return state
-
-    def _restore(self, manifest: CheckpointManifest, state: TensorDict) -> None:
-        options = dcp_state.StateDictOptions(ignore_frozen_params=True, strict=False)
-        template = dcp_state.get_optimizer_state_dict(
-            self._setup.model, self._setup.optimizer, options=options
-        )
-        of_parameter: dict[str, TensorDict] = template["state"]  # type: ignore[assignment]
-        for name, values in of_parameter.items():
-            for key in values:
-                values[key] = state[f"optimizer.{name}.{key}"]
-        dcp_state.set_state_dict(
-            self._setup.model,
-            self._setup.optimizer,
-            model_state_dict={
-                k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")
-            },
-            optim_state_dict=template,
-            options=options,
-        )
-        lanes = {
-            int(key.removeprefix("lane.")): (int(value[0]), int(value[1]))
-            for key, value in state.items()
-            if key.startswith("lane.")
-        }
-        self._setup.training.seek(lanes)
-        rank = dist.get_rank()
-        if f"random.cpu.{rank}" in state:
-            torch.set_rng_state(state[f"random.cpu.{rank}"])
-            if f"random.cuda.{rank}" in state:
-                torch.cuda.set_rng_state(state[f"random.cuda.{rank}"])
-        else:
-            torch.manual_seed(self._tuning.seed * 1_000_003 + manifest.step * 1009 + rank)
+    def _restore(self, manifest: CheckpointManifest) -> None:
         self.step = manifest.step
         progress = manifest.progress
         self._loss, self._validation_loss = progress["loss"], progress["validation_loss"]
@@ -252,11 +184,9 @@ class Run:
         for step, loss in progress.get("evaluations", []):
             self._note_evaluation(step, loss)
 
-    def _checkpoint(self, positions: TensorDict, validation_loss: float | None) -> None:
-        state = self._tensors()
-        state.update(positions)
+    def _checkpoint(self, validation_loss: float | None) -> None:
         self._checkpoints.save(
-            state,
+            self._learner.tensors(),
             step=self.step,
             progress={
                 "loss": self._loss,
@@ -264,6 +194,7 @@ class Run:
                 "best_loss": self._best_loss,
                 "stale_evaluations": self._stale_evaluations,
                 "evaluations": self._evaluations,
+                **self._learner.progress(),
             },
             validation_loss=validation_loss,
         )
@@ -273,113 +204,41 @@ class Run:
 
     def until_done(self) -> TrainOutcome:
         """Take steps until the run is done or asked to stop; ends with a checkpoint."""
-        total = self._setup.total_steps
-        batch, positions = self._read_batch()
-        agreed = self._agree(None, batch.label_count)
-        reason = "max_steps" if self.step >= total else ""
+        agreed = self._agree(self._learner.begin())
+        reason = "max_steps" if self.step >= self._learner.total_steps else ""
         while not reason:
             began = time.monotonic()
-            upcoming = self._reader.submit(self._read_batch)
-            rate = learning_rate(self._tuning, self.step, total)
-            loss_sum, gradient_norm = self._optimize(batch, agreed.next_labels, rate)
+            parts = self._learner.step(self.step, agreed.totals)
             self.step += 1
-            following, following_positions = upcoming.result()
-            labels = agreed.next_labels
-            agreed = self._agree(loss_sum / labels, following.label_count)
-            self._report_step(agreed.loss, rate, gradient_norm, labels, time.monotonic() - began)
-            improved = self._evaluate_if_due(total)
-            reason = self._reason_to_end(agreed, total)
+            agreed = self._agree(parts)
+            metrics = self._learner.measure(self.step, agreed.totals)
+            self._report_step(metrics, time.monotonic() - began)
+            improved = self._evaluate_if_due()
+            reason = self._reason_to_end(agreed)
             if reason or improved or agreed.checkpoint or self._steps_due():
-                self._checkpoint(positions, self._validation_loss if improved else None)
-            batch, positions = following, following_positions
-        self._reader.shutdown()
-        return self._outcome(reason, total)
+                self._checkpoint(self._validation_loss if improved else None)
+        return self._outcome(reason)
 
-    def _read_batch(self) -> tuple[Batch, TensorDict]:
-        """The next batch, and the lanes' positions after it (as checkpoints keep them)."""
-        batch = self._setup.training.next_batch()
-        return batch, {
-            f"lane.{lane}": torch.tensor(position, dtype=torch.int64)
-            for lane, position in self._setup.training.positions().items()
-        }
-
-    def _optimize(self, batch: Batch, labels: int, rate: float) -> tuple[torch.Tensor, Any]:
-        """One optimizer step over `labels` labels of all ranks; returns the summed loss."""
-        optimizer, model = self._setup.optimizer, self._setup.model
-        size = self._tuning.micro_batch_size or len(batch.tokens)
-        loss_sum = torch.zeros((), device=self._device)
-        for start in range(0, len(batch.tokens), size):
-            is_last = start + size >= len(batch.tokens)
-            with without_gradient_sync(model, is_last=is_last):
-                part = self._loss_of(
-                    Batch(batch.tokens[start : start + size], batch.labels[start : start + size])
-                )
-                # DDP and FSDP average over ranks; the loss is a mean over all ranks' labels.
-                torch.autograd.backward(part * (self._world / labels))
-            loss_sum += part.detach()
-        norm = None
-        if self._tuning.max_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._trained, self._tuning.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss_sum, norm
-
-    def _loss_of(self, batch: Batch) -> torch.Tensor:
-        """Cross-entropy of next-token prediction, summed over labels that count."""
-        tokens = torch.from_numpy(batch.tokens).to(self._device, non_blocking=True)
-        labels = torch.from_numpy(batch.labels).to(self._device, non_blocking=True)
-        mixed = self._tuning.precision == "bf16"
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=mixed):
-            logits = self._setup.model(input_ids=tokens, use_cache=False).logits
-        # logits [B, T, V] at position t predict label t+1
-        return F.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1),
-            labels[:, 1:].flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-
-    def _agree(self, loss: torch.Tensor | None, next_labels: int) -> _Agreed:
-        """One all-reduce: mean loss, whether anyone wants to stop or checkpoint, labels to come."""
-        reads_loss = loss is not None and (
-            self._device.type == "cpu"
-            or self.step % CUDA_LOG_STEPS == 0
-            or self.step == self._setup.total_steps
-        )
+    def _agree(self, parts: list[float]) -> _Agreed:
+        """One all-reduce: the learner's numbers, whether anyone wants to stop or checkpoint."""
         due = self._is_first and (
             time.monotonic() - self._checkpointed_at
             >= self._runtime.checkpoint_interval.total_seconds()
         )
         wishes = torch.tensor(
-            [
-                float(loss) if reads_loss and loss is not None else 0.0,
-                float(self._context.should_stop()),
-                float(due),
-                float(next_labels),
-            ],
-            dtype=torch.float64,
+            [float(self._context.should_stop()), float(due), *parts], dtype=torch.float64
         )
         dist.all_reduce(wishes, group=self._control)
-        mean_loss = float(wishes[0])
-        if reads_loss:
-            if mean_loss != mean_loss or mean_loss in (float("inf"), float("-inf")):
-                raise LossDiverged(
-                    f"the loss is {mean_loss} at step {self.step}; lower "
-                    f"model.fine_tuning_config.learning_rate or check the data"
-                )
-            self._loss = mean_loss
-        stop, checkpoint, labels = (float(wish) for wish in wishes[1:])
-        return _Agreed(mean_loss, stop > 0, checkpoint > 0, max(1, int(labels)))
+        stop, checkpoint, *totals = wishes.tolist()
+        return _Agreed(totals, stop > 0, checkpoint > 0)
 
     def _steps_due(self) -> bool:
         every = self._runtime.checkpoint_steps
         return every is not None and self.step % every == 0
 
-    def _reason_to_end(self, agreed: _Agreed, total: int) -> str:
+    def _reason_to_end(self, agreed: _Agreed) -> str:
         patience = self._runtime.early_stopping
-        if self.step >= total:
+        if self.step >= self._learner.total_steps:
             return "max_steps"
         if patience is not None and self._stale_evaluations >= patience.patience:
             return "early_stopping"
@@ -387,12 +246,13 @@ class Run:
             return "pruned"
         return "stopped" if agreed.stop else ""
 
-    def _evaluate_if_due(self, total: int) -> bool:
+    def _evaluate_if_due(self) -> bool:
         """Measure the validation loss every so many steps; says whether it is the best yet."""
-        every = self._tuning.evaluate_every or max(1, total // 10)
-        if not self._setup.evaluates or (self.step % every and self.step != total):
+        learner = self._learner
+        is_last = self.step == learner.total_steps
+        if not learner.evaluates or (self.step % learner.evaluate_every and not is_last):
             return False
-        self._validation_loss = self.evaluate()
+        self._validation_loss = learner.evaluate()
         if self._is_first:
             self._context.reporter.evaluation(step=self.step, validation_loss=self._validation_loss)
         self._note_evaluation(self.step, self._validation_loss)
@@ -410,51 +270,37 @@ class Run:
             self._evaluations.append((step, loss))
             self._is_pruned = self._judge.report(step, loss) or self._is_pruned
 
-    def evaluate(self) -> float:
-        """Mean loss over the fixed validation sequences of all ranks."""
-        self._setup.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
-        with torch.no_grad():
-            for batch in self._setup.validation:
-                sums[0] += float(self._loss_of(batch))
-                sums[1] += batch.label_count
-        self._setup.model.train()
-        dist.all_reduce(sums, group=self._control)
-        return float(sums[0] / sums[1].clamp(min=1))
-
     def _report_step(
-        self, loss: float, rate: float, norm: Any, labels: int, duration_s: float
+        self, metrics: dict[str, float | int | None] | None, duration_s: float
     ) -> None:
-        if not self._is_first or (self._device.type == "cuda" and self.step % CUDA_LOG_STEPS):
+        if metrics is None:
             return
-        tokens = self._tuning.batch_size * self._tuning.sequence_length
-        total = self._setup.total_steps
+        self._loss = metrics["loss"]
+        if not self._is_first:
+            return
+        tokens_per_s = (metrics.pop("tokens") or 0) / duration_s
+        total = self._learner.total_steps
         if self.step % max(1, total // LOGGED_STEPS) == 0 or self.step == total:
             log.info(
                 "step %d of %d, loss %.4f, %.0f tokens/s",
                 self.step,
                 total,
-                loss,
-                tokens / duration_s,
+                self._loss,
+                tokens_per_s,
             )
-        if hasattr(norm, "full_tensor"):
-            norm = norm.full_tensor()
         self._context.reporter.step(
             step=self.step,
-            loss=loss,
-            learning_rate=rate,
-            gradient_norm=None if norm is None else float(norm),
-            labels=labels,
+            **metrics,
             step_s=duration_s,
-            tokens_per_s=tokens / duration_s,
+            tokens_per_s=tokens_per_s,
             checkpoint_blocked_s=self._checkpoints.blocked_s,
         )
 
-    def _outcome(self, reason: str, total: int) -> TrainOutcome:
+    def _outcome(self, reason: str) -> TrainOutcome:
         return TrainOutcome(
             status="stopped" if reason == "stopped" else "completed",
             step=self.step,
-            total_steps=total,
+            total_steps=self._learner.total_steps,
             reason=reason,
             checkpoint=(
                 CheckpointRef(generation=self._checkpoints.generation, step=self.step)

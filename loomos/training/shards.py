@@ -74,6 +74,11 @@ class CheckpointManifest(Message):
     """Every file, DCP's metadata included."""
 
 
+def own_prefix(rank: int) -> str:
+    """How the names of tensors begin that a rank keeps for itself, of sizes that may change."""
+    return f"rank.{rank}."
+
+
 def read_manifest(store: Store, job_id: str, ref: CheckpointRef) -> CheckpointManifest:
     """Read a checkpoint's manifest.
 
@@ -180,6 +185,14 @@ class StoreReader(FileSystemReader):
         """Fetch and verify DCP's metadata before it is unpickled."""
         self.fetch(METADATA_FILE)
         return super().read_metadata(*args, **kwargs)
+
+    def own_tensors(self, rank: int) -> TensorDict:
+        """Tensors to load what one rank keeps for itself into, whatever size it has."""
+        return {
+            key: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for key, entry in self.read_metadata().state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and key.startswith(own_prefix(rank))
+        }
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Any:
         """Fetch and verify the files that this rank needs, then read them."""
