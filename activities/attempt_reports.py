@@ -99,7 +99,10 @@ class AttemptReports:
 
     def _take_step(self, report: dict[str, Any]) -> None:
         self._metrics.append({**self._stamp(), "kind": "step", **report})
-        self._update(step=report["step"], loss=report["loss"], tokens_per_s=report["tokens_per_s"])
+        self._update(step=report["step"], loss=report["loss"])
+        for name in ("tokens_per_s", "environment_steps_per_s", "episode_return"):
+            if report.get(name) is not None:
+                self._update(**{name: report[name]})
 
     def _take_evaluation(self, report: dict[str, Any]) -> None:
         self._metrics.append({**self._stamp(), "kind": "evaluation", **report})

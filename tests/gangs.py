@@ -149,7 +149,7 @@ class Lab:
         tensors = read_tensors(self.store, self.job_id, ref, scratch)
         digest = hashlib.sha256()
         for name in sorted(tensors):
-            if name.startswith(("model.", "optimizer.")):
+            if name.startswith(("model.", "optimizer.", "rank.")):
                 digest.update(name.encode())
                 digest.update(tensors[name].numpy().tobytes())
         return digest.hexdigest()

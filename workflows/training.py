@@ -253,14 +253,13 @@ class TrainingRun:
     async def _publish(self, lease: Lease) -> GangEnd | GangFailed:
         outcome = self._outcome
         assert outcome is not None and outcome.checkpoint is not None and self._inputs is not None
-        assert self._job.spec.model is not None
         self._journal.enter(
             JobState.PUBLISHING, f"writes the model of step {outcome.checkpoint.step}"
         )
         handle = calls.start_publish(
             PublishRequest(
                 job_id=self._job.job_id,
-                name=self._job.spec.model.output_name or self._job.name,
+                name=self._job.spec.model_name(self._job.name),
                 generation=outcome.checkpoint.generation,
                 step=outcome.checkpoint.step,
                 spec=self._job.spec,

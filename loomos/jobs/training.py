@@ -163,6 +163,8 @@ class TrainOutcome(Message):
     """(step, validation loss) of a trial, from its first step on."""
     rungs: int = 0
     """Rungs at which it was judged."""
+    episode_return: float | None = None
+    """Of a policy, the mean return of the newest episodes, undiscounted."""
 
 
 class Progress(Message):
@@ -180,6 +182,10 @@ class Progress(Message):
     """Newest validation loss."""
     tokens_per_s: float | None = None
     """Tokens a second over all ranks."""
+    environment_steps_per_s: float | None = None
+    """Steps in environments a second over all ranks."""
+    episode_return: float | None = None
+    """Mean return of the newest episodes, undiscounted."""
     checkpoint_step: int | None = None
     """Newest committed checkpoint."""
     resumed_from: CheckpointRef | None = None

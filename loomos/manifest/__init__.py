@@ -44,6 +44,7 @@ from loomos.manifest._experiment import (
     Sampler,
 )
 from loomos.manifest._expressions import holds
+from loomos.manifest._learning import EnvironmentChoice, PPOConfig
 from loomos.manifest._resources import NodeRange, Resources
 from loomos.manifest._spec import (
     Data,
@@ -67,6 +68,7 @@ __all__ = [
     "Dependency",
     "Document",
     "EarlyStopping",
+    "EnvironmentChoice",
     "Experiment",
     "ExperimentSpec",
     "FineTuning",
@@ -82,6 +84,7 @@ __all__ = [
     "Name",
     "NodeRange",
     "Objective",
+    "PPOConfig",
     "Parameter",
     "Population",
     "Pruner",

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from loomos.manifest._delivery import RolloutPlan, Verification
 from loomos.manifest._document_model import Document, Name
+from loomos.manifest._learning import EnvironmentChoice, PPOConfig
 from loomos.manifest._resources import Resources
 from loomos.quantities import Duration, Moment
 
@@ -237,14 +238,19 @@ class Dependency(Document):
 class TrainingSpec(Document):
     """What a `TrainingJob` does."""
 
-    algorithm: Literal["sft", "noop"] = "sft"
-    """`sft` is supervised fine-tuning of a causal language model; `noop` does nothing (a probe)."""
+    algorithm: Literal["sft", "ppo", "noop"] = "sft"
+    """`sft` is supervised fine-tuning of a causal language model; `ppo` has a small network learn
+    to act in an environment; `noop` does nothing (a probe)."""
     priority: Annotated[int, Field(ge=1, le=5)] = 3
     """1 is served first, 5 last; Temporal's priority key."""
     model: Model | None = None
     """What to train."""
     data: Data | None = None
     """What to train on."""
+    environment: EnvironmentChoice | None = None
+    """Where a policy learns to act."""
+    ppo: PPOConfig = PPOConfig()
+    """How, by `ppo`."""
     resources: Resources = Resources()
     """What to train with."""
     depends_on: Annotated[list[Dependency], Field(max_length=64)] = []
@@ -260,8 +266,13 @@ class TrainingSpec(Document):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainingSpec:
-        if self.algorithm == "noop":
-            return self
+        if self.algorithm == "sft":
+            self._check_fine_tuning()
+        elif self.algorithm != "noop":
+            self._check_policy()
+        return self
+
+    def _check_fine_tuning(self) -> None:
         if self.rollout is not None and self.rollout.require_verification and not self.verify:
             raise ValueError(
                 "rollout needs a verification; add spec.verify, or set "
@@ -270,17 +281,14 @@ class TrainingSpec(Document):
         if self.model is None or self.data is None:
             missing = "model" if self.model is None else "data"
             raise ValueError(f"algorithm {self.algorithm} needs spec.{missing}; add it")
-        tuning, nodes = self.model.fine_tuning_config, self.resources.node_range
+        if self.environment is not None:
+            raise ValueError("algorithm sft acts in no environment; remove spec.environment")
+        tuning = self.model.fine_tuning_config
         if tuning.num_epochs is None and tuning.max_steps is None:
             raise ValueError(
                 "the run has no end; set model.fine_tuning_config.max_steps or num_epochs"
             )
-        worlds = [n * self.resources.ranks for n in range(nodes.min, nodes.max + 1)]
-        if not any(tuning.batch_size % world == 0 for world in worlds):
-            raise ValueError(
-                f"model.fine_tuning_config.batch_size ({tuning.batch_size}) must be a multiple of "
-                f"the number of ranks ({worlds[0]})"
-            )
+        self._check_ranks("model.fine_tuning_config.batch_size")
         validates = self.data.validation_dataset is not None or self.data.validation_split > 0
         if self.runtime.early_stopping and not validates:
             raise ValueError(
@@ -288,7 +296,53 @@ class TrainingSpec(Document):
             )
         if tuning.method == "qlora" and self.strategy.type == "fsdp2":
             raise ValueError("qlora runs under strategy ddp only; set strategy.type: ddp")
-        return self
+
+    def _check_policy(self) -> None:
+        """A small network that acts: no language model, no documents, nobody to ask it."""
+        if self.environment is None:
+            raise ValueError(f"algorithm {self.algorithm} needs spec.environment; add it")
+        for name in ("model", "data", "verify", "rollout"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"algorithm {self.algorithm} trains a policy network; remove spec.{name}"
+                )
+        if self.strategy.type != "ddp":
+            raise ValueError("a policy network is small; set strategy.type: ddp")
+        self._check_ranks("ppo.n_environments")
+        many = self.resources.node_range.max * self.resources.ranks > 1
+        if many and (self.ppo.normalize_observations or self.ppo.normalize_rewards):
+            raise ValueError(
+                "ppo.normalize_observations and ppo.normalize_rewards need a single rank; set "
+                "resources.nodes: 1 and one GPU"
+            )
+
+    def _check_ranks(self, field: str) -> None:
+        nodes = self.resources.node_range
+        worlds = [n * self.resources.ranks for n in range(nodes.min, nodes.max + 1)]
+        if not any(self.divisible_by_ranks % world == 0 for world in worlds):
+            raise ValueError(
+                f"{field} ({self.divisible_by_ranks}) must be a multiple of the number of ranks "
+                f"({worlds[0]})"
+            )
+
+    @property
+    def divisible_by_ranks(self) -> int:
+        """What the ranks share out evenly; 0 if nothing."""
+        if self.algorithm == "ppo":
+            return self.ppo.n_environments
+        return self.model.fine_tuning_config.batch_size if self.model else 0
+
+    @property
+    def work_per_step(self) -> int:
+        """Tokens, or steps in environments, of one step of the run."""
+        if self.algorithm == "ppo":
+            return self.ppo.batch_size
+        tuning = self.model.fine_tuning_config if self.model else FineTuning(max_steps=1)
+        return tuning.batch_size * tuning.sequence_length
+
+    def model_name(self, job: str) -> str:
+        """Name under which the versions of a job of this name are published."""
+        return (self.model.output_name if self.model else None) or job
 
 
 class TrainingJob(Document):

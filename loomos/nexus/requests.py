@@ -25,7 +25,7 @@ def training_request(
         ticket=0,
         resources=spec.resources,
         submitted_at=submitted_at,
-        batch_size=spec.model.fine_tuning_config.batch_size if spec.model else 0,
+        batch_size=spec.divisible_by_ranks,
         priority=spec.priority,
         project=job.project,
         estimate=spec.runtime.estimate,
@@ -37,15 +37,15 @@ def training_request(
 
 def workload(job: TrainingRunInput, inputs: ResolvedInputs, world_size: int) -> str:
     """Equal for gangs whose step times can be compared."""
-    assert job.spec.model is not None
-    tuning = job.spec.model.fine_tuning_config
-    shape = f"{tuning.method}/{tuning.batch_size}x{tuning.sequence_length}/{tuning.precision}"
+    spec = job.spec
+    shape = f"{spec.algorithm}/{spec.work_per_step}"
+    if spec.model is not None:
+        tuning = spec.model.fine_tuning_config
+        shape = f"{tuning.method}/{tuning.batch_size}x{tuning.sequence_length}/{tuning.precision}"
     return f"{inputs.model.sha256[:32]}/{shape}/{world_size}"
 
 
 def step_seconds(job: TrainingRunInput, progress: Progress | None) -> float | None:
     """Seconds that an optimizer step takes, by the newest progress."""
-    if progress is None or not progress.tokens_per_s or job.spec.model is None:
-        return None
-    tuning = job.spec.model.fine_tuning_config
-    return tuning.batch_size * tuning.sequence_length / progress.tokens_per_s
+    rate = progress and (progress.tokens_per_s or progress.environment_steps_per_s)
+    return job.spec.work_per_step / rate if rate else None

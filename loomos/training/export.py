@@ -53,11 +53,16 @@ def publish(request: ExportRequest) -> ModelVersion:
     store = open_store(request.storage)
     with tempfile.TemporaryDirectory(dir=request.scratch, prefix="export-") as folder:
         root = Path(folder) / "model"
-        _write_files(request, store, Path(folder), root)
+        if request.publish.spec.algorithm == "sft":
+            _write_model(request, store, Path(folder), root)
+        else:
+            from loomos.rl.publishing import write_policy
+
+            write_policy(request.publish, store, Path(folder), root)
         return _upload(request.publish, store, root)
 
 
-def _write_files(request: ExportRequest, store: Store, folder: Path, root: Path) -> None:
+def _write_model(request: ExportRequest, store: Store, folder: Path, root: Path) -> None:
     job = request.publish
     spec = job.spec.model
     assert spec is not None

@@ -76,6 +76,10 @@ def make_learner(
     job: TrainAssignment, context: RankContext, store: Store, device: torch.device, control: Any
 ) -> Learner:
     """The learner of the manifest's algorithm; each has its module, loaded when it is needed."""
+    if job.spec.algorithm == "ppo":
+        from loomos.rl.learner import PolicyLearner
+
+        return PolicyLearner(job, control)
     from loomos.training.sft import FineTuner
 
     return FineTuner(job, context, store, device, control)
@@ -138,6 +142,7 @@ class Run:
         self._resumed_from: CheckpointRef | None = None
         self._skipped: list[CheckpointRef] = []
         self._loss: float | None = None
+        self._episode_return: float | None = None
         self._validation_loss: float | None = None
         self._best_loss: float | None = None
         self._stale_evaluations = 0
@@ -278,21 +283,20 @@ class Run:
         self._loss = metrics["loss"]
         if not self._is_first:
             return
-        tokens_per_s = (metrics.pop("tokens") or 0) / duration_s
+        for work in ("tokens", "environment_steps"):
+            if (amount := metrics.pop(work, None)) is not None:
+                metrics[f"{work}_per_s"] = amount / duration_s
+        self._episode_return = metrics.get("episode_return")
         total = self._learner.total_steps
         if self.step % max(1, total // LOGGED_STEPS) == 0 or self.step == total:
-            log.info(
-                "step %d of %d, loss %.4f, %.0f tokens/s",
-                self.step,
-                total,
-                self._loss,
-                tokens_per_s,
-            )
+            said = {"loss": "loss %.4f", "episode_return": "return %.2f"}
+            said |= {"tokens_per_s": "%.0f tokens/s", "environment_steps_per_s": "%.0f steps/s"}
+            found = [text % metrics[name] for name, text in said.items() if metrics.get(name)]
+            log.info("step %d of %d, %s", self.step, total, ", ".join(found))
         self._context.reporter.step(
             step=self.step,
             **metrics,
             step_s=duration_s,
-            tokens_per_s=tokens_per_s,
             checkpoint_blocked_s=self._checkpoints.blocked_s,
         )
 
@@ -313,4 +317,5 @@ class Run:
             skipped=self._skipped,
             evaluations=self._evaluations,
             rungs=self._judge.rungs,
+            episode_return=self._episode_return,
         )

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loomos.errors import InvalidData, InvalidInput, InvalidModel, NotFound
 from loomos.jobs.training import DataFile, DatasetIndex, Reference, ResolvedInputs
@@ -59,6 +59,8 @@ def resolve(
         InvalidData: the dataset is missing, empty or not of the shape it claims.
         InvalidModel: the base model or tokenizer is missing.
     """
+    if spec.algorithm == "ppo":
+        return _pin_environment(spec)
     assert spec.model is not None and spec.data is not None
     store = open_store(settings)
     validation = spec.data.validation_dataset
@@ -74,6 +76,22 @@ def resolve(
         code=version("loomos"),
         base_version=_base_version(spec.model, store),
     )
+
+
+def _pin_environment(spec: TrainingSpec) -> ResolvedInputs:
+    """What a policy starts from: random weights by its settings, and code with its settings."""
+    assert spec.environment is not None
+    environment = {**spec.environment.model_dump(), "gymnasium": version("gymnasium")}
+    return ResolvedInputs(
+        model=_digested("init:policy", spec.ppo.model_dump()),
+        training=_digested(f"environment:{spec.environment.name}", environment),
+        code=version("loomos"),
+    )
+
+
+def _digested(uri: str, content: dict[str, Any]) -> Reference:
+    text = json.dumps(content, sort_keys=True)
+    return Reference(uri=uri, sha256=hashlib.sha256(text.encode()).hexdigest())
 
 
 # --- data ---------------------------------------------------------------------------------------

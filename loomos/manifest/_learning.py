@@ -1,0 +1,101 @@
+"""What a person may write of how a policy learns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from loomos.manifest._document_model import Document
+
+
+class EnvironmentChoice(Document):
+    """Where a policy acts."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    """A family of LoomOS (`math`, `game`, `tool_call`, `code`, `language`, `multimodal`) or an id
+    that Gymnasium knows, such as `CartPole-v1` or `module:Name-v0`."""
+    config: dict[str, Any] = {}
+    """Settings of the environment, such as `difficulty`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class PPOConfig(Document):
+    """Proximal policy optimisation (arXiv:1707.06347) of a small network.
+
+    Defaults are those of Stable-Baselines3, as far as it has them.
+    """
+
+    total_timesteps: Annotated[int, Field(ge=1)] = 100_000
+    """Steps in all environments together; the run ends with the batch that reaches them."""
+    n_environments: Annotated[int, Field(ge=1, le=100_000)] = 8
+    """Copies of the environment that are stepped together, over all ranks."""
+    batch_size: Annotated[int, Field(ge=1)] = 2048
+    """Steps, in all copies together, between updates of the policy."""
+    minibatch_size: Annotated[int, Field(ge=1)] = 64
+    """Of these, as many per optimizer step; a smaller batch is one minibatch."""
+    n_epochs: Annotated[int, Field(ge=1)] = 10
+    """Times that a batch is gone through."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-4
+    """Of Adam."""
+    anneal_learning_rate: bool = False
+    """Whether it falls linearly to zero."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """Discount of a step."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """How far advantages look ahead."""
+    clip_epsilon: Annotated[float, Field(gt=0)] = 0.2
+    """The ratio of new to old probability counts this close to 1."""
+    anneal_clip: bool = False
+    """Whether the clip falls linearly to zero."""
+    clip_value: Annotated[float, Field(gt=0)] | None = None
+    """The value counts this close to its old one."""
+    value_loss_coef: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the value loss."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 0.5
+    """Clip the global gradient norm to this."""
+    target_kl: Annotated[float, Field(gt=0)] | None = None
+    """End an update when the policy has moved 1.5 times this far."""
+    normalize_advantage: bool = True
+    """Advantages of a minibatch get mean 0 and deviation 1."""
+    normalize_observations: bool = False
+    """Observations get mean 0 and deviation 1, as seen so far."""
+    normalize_rewards: bool = False
+    """Rewards are divided by the deviation of the discounted return, as seen so far."""
+    hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=8)] = [64, 64]
+    """Widths of the layers of policy and value, each its own."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Between the layers."""
+    log_std_init: float = 0.0
+    """Of a continuous policy, the logarithm of its first standard deviation."""
+    evaluate_every: Annotated[int, Field(ge=1)] | None = None
+    """Updates between evaluations of the policy's best action. Default: a tenth of the run."""
+    evaluate_episodes: Annotated[int, Field(ge=0)] = 10
+    """Episodes in one evaluation; 0 for none."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of weights, actions and environments."""
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> PPOConfig:
+        if self.batch_size % self.n_environments:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of n_environments "
+                f"({self.n_environments})"
+            )
+        return self
+
+    @property
+    def steps_per_update(self) -> int:
+        """Steps in each copy between updates."""
+        return self.batch_size // self.n_environments
+
+    @property
+    def updates(self) -> int:
+        """Updates of the whole run."""
+        return -(-self.total_timesteps // self.batch_size)

@@ -1,0 +1,40 @@
+"""Reinforcement learning: environments, PPO, and the policies that come of it.
+
+Names are imported when first used; most of them need torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loomos.manifest import EnvironmentChoice, PPOConfig
+    from loomos.rl.policies import Policy, load_policy
+    from loomos.rl.trainer import PPOTrainer, Trajectories, collect_trajectories
+
+__all__ = [
+    "EnvironmentChoice",
+    "PPOConfig",
+    "PPOTrainer",
+    "Policy",
+    "Trajectories",
+    "collect_trajectories",
+    "load_policy",
+]
+
+_HOME = {
+    "EnvironmentChoice": "loomos.manifest",
+    "PPOConfig": "loomos.manifest",
+    "PPOTrainer": "loomos.rl.trainer",
+    "Policy": "loomos.rl.policies",
+    "Trajectories": "loomos.rl.trainer",
+    "collect_trajectories": "loomos.rl.trainer",
+    "load_policy": "loomos.rl.policies",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'loomos.rl' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
