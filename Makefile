@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help postgres setup check lint test test-all demo bench up down openapi
+.PHONY: help postgres sandbox setup check lint test test-all demo bench up down openapi
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,10 +30,16 @@ postgres: ## install Debian's PostgreSQL, which the tests start themselves, if t
 	{ test "$$(id -u)" = 0 || { echo "install PostgreSQL: apt-get install postgresql" >&2; exit 2; }; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; }
 
-test: $(STAMP) postgres lint ## lint, and all tests but the longest
+sandbox: ## install Debian's bubblewrap and node, in which the code environment runs, if missing
+	@command -v bwrap >/dev/null && command -v node >/dev/null || \
+	{ test "$$(id -u)" = 0 || { echo "install the sandbox: apt-get install bubblewrap nodejs" >&2; exit 2; }; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	$$(command -v bwrap >/dev/null || echo bubblewrap) $$(command -v node >/dev/null || echo nodejs); }
+
+test: $(STAMP) postgres sandbox lint ## lint, and all tests but the longest
 	$(BIN)/python -m pytest -q
 
-test-all: $(STAMP) postgres lint ## every test, the whole kill matrix included
+test-all: $(STAMP) postgres sandbox lint ## every test, the whole kill matrix included
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 demo: $(STAMP) ## train a small model, kill a worker on the way, sample from what comes out

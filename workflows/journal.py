@@ -85,6 +85,7 @@ class Journal:
                         "validation_loss": end.outcome.validation_loss,
                         "resumed_from": end.outcome.resumed_from,
                         "skipped": end.outcome.skipped,
+                        "episode_return": end.outcome.episode_return,
                     }
                 )
         else:

@@ -169,7 +169,7 @@ def bill_of_materials(
     base = {
         "type": "machine-learning-model",
         "bom-ref": "base-model",
-        "name": spec["model"]["base_model"],
+        "name": spec["model"]["base_model"] if spec.get("model") else inputs["model"]["uri"],
         "hashes": [{"alg": "SHA-256", "content": inputs["model"]["sha256"]}],
     }
     packages = [
@@ -213,7 +213,9 @@ def bill_of_materials(
                 ],
                 "modelCard": {
                     "modelParameters": {
-                        "task": "text-generation",
+                        "task": (
+                            "text-generation" if spec.get("model") else "reinforcement-learning"
+                        ),
                         "datasets": [{"ref": item["bom-ref"]} for item in data],
                     },
                     "quantitativeAnalysis": {
@@ -237,7 +239,10 @@ def bill_of_materials(
 
 
 def _dataset(kind: str, reference: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    source = spec["data"].get(f"{kind}_dataset") or spec["data"]["training_dataset"]
+    if spec.get("data"):
+        source = spec["data"].get(f"{kind}_dataset") or spec["data"]["training_dataset"]
+    else:
+        source = reference["uri"]  # what a policy learned in
     return {
         "type": "data",
         "bom-ref": f"data:{kind}",

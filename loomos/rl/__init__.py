@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loomos.manifest import EnvironmentChoice, PPOConfig
+    from loomos.rl.environments import EnvironmentType, LoomEnvironment
+    from loomos.rl.gym import LoomRLGym
     from loomos.rl.policies import Policy, load_policy
     from loomos.rl.trainer import PPOTrainer, Trajectories, collect_trajectories
 
 __all__ = [
     "EnvironmentChoice",
+    "EnvironmentType",
+    "LoomEnvironment",
+    "LoomRLGym",
     "PPOConfig",
     "PPOTrainer",
     "Policy",
@@ -25,6 +30,9 @@ __all__ = [
 
 _HOME = {
     "EnvironmentChoice": "loomos.manifest",
+    "EnvironmentType": "loomos.rl.environments",
+    "LoomEnvironment": "loomos.rl.environments",
+    "LoomRLGym": "loomos.rl.gym",
     "PPOConfig": "loomos.manifest",
     "PPOTrainer": "loomos.rl.trainer",
     "Policy": "loomos.rl.policies",

@@ -8,6 +8,7 @@ import gymnasium
 
 from loomos.errors import InvalidInput
 from loomos.manifest import EnvironmentChoice
+from loomos.rl.environments import IDS, EnvironmentType
 from loomos.rl.pool import Make
 
 
@@ -17,9 +18,13 @@ def environment_maker(choice: EnvironmentChoice) -> Make:
     Raises:
         InvalidInput: there is none of this name, or its settings are not its.
     """
+    settings: dict[str, Any] = dict(choice.config)
+    name = choice.name
+    if name in set(EnvironmentType):
+        name, settings = IDS[EnvironmentType(name)], {"config": settings}
 
     def make() -> gymnasium.Env[Any, Any]:
-        return gymnasium.make(choice.name, disable_env_checker=True, **choice.config)
+        return gymnasium.make(name, disable_env_checker=True, **settings)
 
     try:
         made = make()

@@ -3,7 +3,8 @@
 Each episode is begun with a seed of its own, a function of the run's seed, the copy and the count
 of episodes. What a Gymnasium environment does is then a function of that seed and the actions
 since, so a snapshot is the count and the actions, and restoring plays them again. That holds for
-every deterministic environment, such as Box2D's, which no copy or pickle captures.
+every deterministic environment, such as Box2D's, which no copy or pickle captures. A curriculum
+(`loomos.rl.environments.curriculum`) is kept as it was when the episode under way began.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class EnvironmentPool:
         self._episodes = [0] * count
         self._actions: list[list[Any]] = [[] for _ in range(count)]
         self._clip = _clipper(self.action_space)
+        self._ladders = [getattr(e.unwrapped, "curriculum", None) for e in self._environments]
+        self._rungs = [np.zeros(0)] * count
         self.observations = np.zeros((count, self.observation_size), np.float32)
         """[N, D] to act on next."""
 
@@ -106,6 +109,8 @@ class EnvironmentPool:
 
     def _begin(self, copy: int) -> NDArray[np.float32]:
         self._actions[copy] = []
+        if (ladder := self._ladders[copy]) is not None:
+            self._rungs[copy] = ladder.state()
         seed = episode_seed(self._seed, self._copies[copy], self._episodes[copy])
         observation, _ = self._environments[copy].reset(seed=seed)
         return self._flatten(observation)
@@ -118,6 +123,8 @@ class EnvironmentPool:
             "episodes": np.asarray(self._episodes, np.int64),
             "lengths": np.asarray([len(actions) for actions in self._actions], np.int64),
             "actions": np.asarray(flat, self.action_space.dtype or np.float32),
+            "rungs": np.concatenate(self._rungs),
+            "rung_lengths": np.asarray([len(rungs) for rungs in self._rungs], np.int64),
         }
 
     def restore(self, snapshot: Arrays) -> None:
@@ -128,8 +135,12 @@ class EnvironmentPool:
         """
         self._seed = int(snapshot["seed"][0])
         self._episodes = [int(n) for n in snapshot["episodes"]]
-        start = 0
+        start, rung = 0, 0
         for copy, length in enumerate(snapshot["lengths"]):
+            following = rung + int(snapshot["rung_lengths"][copy])
+            if (ladder := self._ladders[copy]) is not None:
+                ladder.load(snapshot["rungs"][rung:following])
+            rung = following
             played = list(snapshot["actions"][start : start + int(length)])
             start += int(length)
             self.observations[copy] = self._begin(copy)

@@ -1,0 +1,24 @@
+"""Six families of tasks, for policy networks and for language models."""
+
+from __future__ import annotations
+
+import gymnasium
+
+from loomos.rl.environments.config import EnvironmentType
+from loomos.rl.environments.environment import EnvironmentInfo, FamilyEnvironment, LoomEnvironment
+
+__all__ = ["EnvironmentInfo", "EnvironmentType", "FamilyEnvironment", "LoomEnvironment"]
+
+IDS = {
+    name: "loomos/" + "".join(word.capitalize() for word in name.split("_")) + "-v0"
+    for name in EnvironmentType
+}
+"""Gymnasium's id of each family, such as `loomos/ToolCall-v0`."""
+
+for _name, _id in IDS.items():
+    if _id not in gymnasium.registry:
+        gymnasium.register(
+            id=_id,
+            entry_point="loomos.rl.environments.environment:FamilyEnvironment",
+            kwargs={"family": str(_name)},
+        )
