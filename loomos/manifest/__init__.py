@@ -44,7 +44,7 @@ from loomos.manifest._experiment import (
     Sampler,
 )
 from loomos.manifest._expressions import holds
-from loomos.manifest._learning import EnvironmentChoice, PPOConfig
+from loomos.manifest._learning import DPOConfig, EnvironmentChoice, GRPOConfig, PPOConfig
 from loomos.manifest._resources import NodeRange, Resources
 from loomos.manifest._spec import (
     Data,
@@ -64,6 +64,7 @@ from loomos.manifest._spec import (
 from loomos.manifest._template import check_parameters, merge_patch, placeholders, substitute
 
 __all__ = [
+    "DPOConfig",
     "Data",
     "Dependency",
     "Document",
@@ -72,6 +73,7 @@ __all__ = [
     "Experiment",
     "ExperimentSpec",
     "FineTuning",
+    "GRPOConfig",
     "Guardrail",
     "JobManifest",
     "Labels",

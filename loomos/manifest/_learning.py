@@ -24,6 +24,51 @@ class EnvironmentChoice(Document):
         return {"name": value} if isinstance(value, str) else value
 
 
+class DPOConfig(Document):
+    """Direct preference optimisation (arXiv:2305.18290) of a language model.
+
+    Pairs per step, learning rate and length are the model's `fine_tuning_config`.
+    """
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How far the policy may move from the model it starts as; small is far."""
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """Which loss."""
+
+
+class GRPOConfig(Document):
+    """Group relative policy optimisation (arXiv:2402.03300) of a language model, and its variants.
+
+    Completions per step, learning rate and steps are the model's `fine_tuning_config`. Dr. GRPO is
+    `loss_type: dr_grpo, scale_rewards: none`; DAPO is `loss_type: dapo, clip_epsilon_high: 0.28`.
+    """
+
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 8
+    """Completions to each prompt."""
+    max_completion_tokens: Annotated[int, Field(ge=1, le=131_072)] = 256
+    """Tokens that a completion may have."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampling; also divides logits in the loss."""
+    iterations: Annotated[int, Field(ge=1, le=100)] = 1
+    """Updates on the same completions."""
+    clip_epsilon: Annotated[float, Field(gt=0)] = 0.2
+    """A ratio counts from 1 minus this."""
+    clip_epsilon_high: Annotated[float, Field(gt=0)] | None = None
+    """To 1 plus this. Default: the same."""
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence from the model it starts as; 0 needs no second model."""
+    bias_corrected_kl: bool = False
+    """Multiply the divergence by the ratio."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    """How the loss of tokens is averaged."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What advantages are divided by: the deviation of their group, of the batch, or nothing."""
+    mask_truncated: bool = False
+    """Leave completions out of the loss that did not come to an end."""
+    chat: bool = True
+    """Put prompts as a user's message in the tokenizer's chat template."""
+
+
 class PPOConfig(Document):
     """Proximal policy optimisation (arXiv:1707.06347) of a small network.
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from loomos.manifest._delivery import RolloutPlan, Verification
 from loomos.manifest._document_model import Document, Name
-from loomos.manifest._learning import EnvironmentChoice, PPOConfig
+from loomos.manifest._learning import DPOConfig, EnvironmentChoice, GRPOConfig, PPOConfig
 from loomos.manifest._resources import Resources
 from loomos.quantities import Duration, Moment
 
@@ -144,8 +144,9 @@ class Data(Document):
     """Likewise, for evaluation."""
     validation_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of training documents held out for evaluation, chosen by hash."""
-    format: Literal["auto", "text", "chat", "prompt_completion"] = "auto"
-    """Shape of a record: `text`, `messages`, or `prompt` and `completion` (loss on the latter)."""
+    format: Literal["auto", "text", "chat", "prompt_completion", "preference"] = "auto"
+    """Shape of a record: `text`, `messages`, `prompt` and `completion` (loss on the latter), or,
+    for `dpo`, `prompt`, `chosen` and `rejected`."""
     text_field: Annotated[str, Field(min_length=1)] = "text"
     """Field that holds the text in JSONL and Parquet records."""
     include: Annotated[list[str], Field(min_length=1)] | None = None
@@ -235,12 +236,17 @@ class Dependency(Document):
         return {"job": value} if isinstance(value, str) else value
 
 
+SINGLE_REPLY = ("math", "code", "language", "multimodal")
+"""Environments that judge a language model's first reply."""
+
+
 class TrainingSpec(Document):
     """What a `TrainingJob` does."""
 
-    algorithm: Literal["sft", "ppo", "noop"] = "sft"
-    """`sft` is supervised fine-tuning of a causal language model; `ppo` has a small network learn
-    to act in an environment; `noop` does nothing (a probe)."""
+    algorithm: Literal["sft", "dpo", "grpo", "ppo", "noop"] = "sft"
+    """`sft` is supervised fine-tuning of a causal language model, `dpo` fits it to preferences,
+    `grpo` to the rewards of an environment; `ppo` has a small network learn to act in one; `noop`
+    does nothing (a probe)."""
     priority: Annotated[int, Field(ge=1, le=5)] = 3
     """1 is served first, 5 last; Temporal's priority key."""
     model: Model | None = None
@@ -251,6 +257,10 @@ class TrainingSpec(Document):
     """Where a policy learns to act."""
     ppo: PPOConfig = PPOConfig()
     """How, by `ppo`."""
+    dpo: DPOConfig = DPOConfig()
+    """How preferences are learned, by `dpo`."""
+    grpo: GRPOConfig = GRPOConfig()
+    """How rewards are learned, by `grpo`."""
     resources: Resources = Resources()
     """What to train with."""
     depends_on: Annotated[list[Dependency], Field(max_length=64)] = []
@@ -266,11 +276,58 @@ class TrainingSpec(Document):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainingSpec:
-        if self.algorithm == "sft":
+        if self.algorithm in ("sft", "dpo"):
+            self._check_data()
             self._check_fine_tuning()
-        elif self.algorithm != "noop":
+        elif self.algorithm == "grpo":
+            self._check_rewards()
+            self._check_fine_tuning()
+        elif self.algorithm == "ppo":
             self._check_policy()
         return self
+
+    def _check_data(self) -> None:
+        if self.data is None:
+            raise ValueError(f"algorithm {self.algorithm} needs spec.data; add it")
+        if self.environment is not None:
+            raise ValueError(
+                f"algorithm {self.algorithm} acts in no environment; remove spec.environment"
+            )
+        validates = self.data.validation_dataset is not None or self.data.validation_split > 0
+        if self.runtime.early_stopping and not validates:
+            raise ValueError(
+                "runtime.early_stopping needs data.validation_dataset or data.validation_split"
+            )
+        if self.algorithm == "dpo" and self.data.format not in ("auto", "preference"):
+            raise ValueError("algorithm dpo reads preferences; set data.format: preference")
+        if self.algorithm == "sft" and self.data.format == "preference":
+            raise ValueError("algorithm sft learns no preferences; set algorithm: dpo")
+
+    def _check_rewards(self) -> None:
+        """A language model, and an environment that judges a single reply."""
+        if self.environment is None:
+            raise ValueError("algorithm grpo needs spec.environment; add it")
+        if self.environment.name not in SINGLE_REPLY:
+            raise ValueError(
+                f"environment.name: grpo learns from a single reply; use one of "
+                f"{', '.join(SINGLE_REPLY)}"
+            )
+        if self.data is not None:
+            raise ValueError("algorithm grpo learns from an environment; remove spec.data")
+        if self.strategy.type != "ddp":
+            raise ValueError("grpo generates under strategy ddp only; set strategy.type: ddp")
+        if self.model is None:
+            return
+        tuning = self.model.fine_tuning_config
+        if tuning.max_steps is None or tuning.num_epochs is not None:
+            raise ValueError(
+                "an environment has no epochs; set model.fine_tuning_config.max_steps only"
+            )
+        if tuning.batch_size % self.grpo.group_size:
+            raise ValueError(
+                f"model.fine_tuning_config.batch_size ({tuning.batch_size}) counts completions and "
+                f"must be a multiple of grpo.group_size ({self.grpo.group_size})"
+            )
 
     def _check_fine_tuning(self) -> None:
         if self.rollout is not None and self.rollout.require_verification and not self.verify:
@@ -278,22 +335,16 @@ class TrainingSpec(Document):
                 "rollout needs a verification; add spec.verify, or set "
                 "rollout.require_verification: false"
             )
-        if self.model is None or self.data is None:
-            missing = "model" if self.model is None else "data"
-            raise ValueError(f"algorithm {self.algorithm} needs spec.{missing}; add it")
-        if self.environment is not None:
-            raise ValueError("algorithm sft acts in no environment; remove spec.environment")
+        if self.model is None:
+            raise ValueError(f"algorithm {self.algorithm} needs spec.model; add it")
+        if self.algorithm != "sft" and self.model.tokenizer.startswith("bpe:"):
+            raise ValueError("model.tokenizer: only sft can train a tokenizer; use another")
         tuning = self.model.fine_tuning_config
         if tuning.num_epochs is None and tuning.max_steps is None:
             raise ValueError(
                 "the run has no end; set model.fine_tuning_config.max_steps or num_epochs"
             )
         self._check_ranks("model.fine_tuning_config.batch_size")
-        validates = self.data.validation_dataset is not None or self.data.validation_split > 0
-        if self.runtime.early_stopping and not validates:
-            raise ValueError(
-                "runtime.early_stopping needs data.validation_dataset or data.validation_split"
-            )
         if tuning.method == "qlora" and self.strategy.type == "fsdp2":
             raise ValueError("qlora runs under strategy ddp only; set strategy.type: ddp")
 
@@ -330,7 +381,10 @@ class TrainingSpec(Document):
         """What the ranks share out evenly; 0 if nothing."""
         if self.algorithm == "ppo":
             return self.ppo.n_environments
-        return self.model.fine_tuning_config.batch_size if self.model else 0
+        if self.model is None:
+            return 0
+        size = self.model.fine_tuning_config.batch_size
+        return size // self.grpo.group_size if self.algorithm == "grpo" else size
 
     @property
     def work_per_step(self) -> int:
@@ -338,7 +392,9 @@ class TrainingSpec(Document):
         if self.algorithm == "ppo":
             return self.ppo.batch_size
         tuning = self.model.fine_tuning_config if self.model else FineTuning(max_steps=1)
-        return tuning.batch_size * tuning.sequence_length
+        if self.algorithm == "grpo":
+            return tuning.batch_size * self.grpo.max_completion_tokens
+        return tuning.batch_size * tuning.sequence_length * (2 if self.algorithm == "dpo" else 1)
 
     def model_name(self, job: str) -> str:
         """Name under which the versions of a job of this name are published."""

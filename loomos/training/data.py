@@ -134,6 +134,10 @@ class DocumentFile:
         if shape == "prompt_completion":
             prompt = _text(record, "prompt", where)
             return Document([(prompt, False), (_text(record, "completion", where), True)])
+        if shape == "preference":
+            completions = [_text(record, name, where) for name in ("chosen", "rejected")]
+            prompt = _text(record, "prompt", where)
+            return Document([(prompt, False), *((text, True) for text in completions)])
         return Document([(_text(record, self.text_field, where), True)])
 
     def _shape_of(self, record: dict[str, Any]) -> str:

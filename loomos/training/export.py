@@ -53,7 +53,7 @@ def publish(request: ExportRequest) -> ModelVersion:
     store = open_store(request.storage)
     with tempfile.TemporaryDirectory(dir=request.scratch, prefix="export-") as folder:
         root = Path(folder) / "model"
-        if request.publish.spec.algorithm == "sft":
+        if request.publish.spec.model is not None:
             _write_model(request, store, Path(folder), root)
         else:
             from loomos.rl.publishing import write_policy
@@ -136,13 +136,16 @@ def _upload(job: PublishRequest, store: Store, root: Path) -> ModelVersion:
 
 def model_card(job: PublishRequest) -> str:
     """The model card (Mitchell et al. 2019, arXiv:1810.03993), in the Hub's form."""
-    spec, data = job.spec.model, job.spec.data
-    assert spec is not None and data is not None
+    spec, data, environment = job.spec.model, job.spec.data, job.spec.environment
+    assert spec is not None
     tuning, outcome = spec.fine_tuning_config, job.outcome
 
     def number(value: float | None) -> str:
         return "not measured" if value is None else f"{value:.4f}"
 
+    source = f"`{data.training_dataset}` (index" if data else ""
+    if environment is not None:
+        source = f"environment `{environment.name}` (settings"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -155,12 +158,14 @@ Trained by LoomOS {job.inputs.code}, job `{job.job_id}`.
 | what | value |
 |---|---|
 | base model | `{spec.base_model}` |
+| algorithm | {job.spec.algorithm} |
 | method | {tuning.method}, {job.spec.strategy.type}, {tuning.precision} |
-| training data | `{data.training_dataset}` (index sha256 `{job.inputs.training.sha256}`) |
+| training data | {source} sha256 `{job.inputs.training.sha256}`) |
 | steps | {outcome.step} of {outcome.total_steps}, ended by {outcome.reason} |
-| tokens per step | {tuning.batch_size * tuning.sequence_length} |
+| tokens per step, at most | {job.spec.work_per_step} |
 | training loss, last step | {number(outcome.loss)} |
 | validation loss | {number(outcome.validation_loss)} |
+| mean reward, last step | {number(outcome.episode_return)} |
 | learning rate | {tuning.learning_rate}, {tuning.scheduler}, {tuning.warmup_steps} warm-up steps |
 | seed | {tuning.seed} |
 

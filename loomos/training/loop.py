@@ -76,10 +76,19 @@ def make_learner(
     job: TrainAssignment, context: RankContext, store: Store, device: torch.device, control: Any
 ) -> Learner:
     """The learner of the manifest's algorithm; each has its module, loaded when it is needed."""
-    if job.spec.algorithm == "ppo":
-        from loomos.rl.learner import PolicyLearner
+    match job.spec.algorithm:
+        case "ppo":
+            from loomos.rl.learner import PolicyLearner
 
-        return PolicyLearner(job, control)
+            return PolicyLearner(job, control)
+        case "grpo":
+            from loomos.rl.language.grpo import GRPOLearner
+
+            return GRPOLearner(job, context, store, device, control)
+        case "dpo":
+            from loomos.rl.language.dpo import DPOLearner
+
+            return DPOLearner(job, context, store, device, control)
     from loomos.training.sft import FineTuner
 
     return FineTuner(job, context, store, device, control)

@@ -59,34 +59,43 @@ def resolve(
         InvalidData: the dataset is missing, empty or not of the shape it claims.
         InvalidModel: the base model or tokenizer is missing.
     """
-    if spec.algorithm == "ppo":
-        return _pin_environment(spec)
-    assert spec.model is not None and spec.data is not None
+    if spec.model is None:
+        return ResolvedInputs(
+            model=_digested("init:policy", spec.ppo.model_dump()),
+            training=_pin_environment(spec),
+            code=version("loomos"),
+        )
     store = open_store(settings)
-    validation = spec.data.validation_dataset
+    if spec.data is None:
+        return ResolvedInputs(
+            model=_pin_model(spec.model.base_model, "model.base_model", store, settings, progress),
+            tokenizer=_pin_tokenizer(spec.model, store, settings, progress),
+            training=_pin_environment(spec),
+            code=version("loomos"),
+            base_version=_base_version(spec.model, store),
+        )
+    data, validation = spec.data, spec.data.validation_dataset
+    if spec.algorithm == "dpo":
+        data = data.model_copy(update={"format": "preference"})
     return ResolvedInputs(
         model=_pin_model(spec.model.base_model, "model.base_model", store, settings, progress),
         tokenizer=_pin_tokenizer(spec.model, store, settings, progress),
-        training=_pin_dataset(spec.data.training_dataset, spec.data, store, settings, progress),
+        training=_pin_dataset(data.training_dataset, data, store, settings, progress),
         validation=(
             None
             if validation is None
-            else _pin_dataset(validation, spec.data, store, settings, progress)
+            else _pin_dataset(validation, data, store, settings, progress)
         ),
         code=version("loomos"),
         base_version=_base_version(spec.model, store),
     )
 
 
-def _pin_environment(spec: TrainingSpec) -> ResolvedInputs:
-    """What a policy starts from: random weights by its settings, and code with its settings."""
+def _pin_environment(spec: TrainingSpec) -> Reference:
+    """An environment is code of a version, with settings."""
     assert spec.environment is not None
     environment = {**spec.environment.model_dump(), "gymnasium": version("gymnasium")}
-    return ResolvedInputs(
-        model=_digested("init:policy", spec.ppo.model_dump()),
-        training=_digested(f"environment:{spec.environment.name}", environment),
-        code=version("loomos"),
-    )
+    return _digested(f"environment:{spec.environment.name}", environment)
 
 
 def _digested(uri: str, content: dict[str, Any]) -> Reference:

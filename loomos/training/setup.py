@@ -73,24 +73,7 @@ def set_up(
             control,
         )
     tokenizer = load_tokenizer(spec.model, job.inputs, cache, tokenizer_json)
-    quantize = tuning.method == "qlora"
-    base = build_model(
-        spec.model,
-        model_source(spec.model, job.inputs, cache),
-        len(tokenizer),
-        quantize=quantize,
-    )
-    model = add_adapters(base, tuning, quantized=quantize)
-    if not quantize:
-        model = model.to(device)
-    model.train()
-    model = parallelize(model, spec, device)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=tuning.learning_rate,
-        betas=(tuning.betas[0], tuning.betas[1]),
-        weight_decay=tuning.weight_decay,
-    )
+    model, optimizer = trained_model(job, cache, len(tokenizer), device)
     encode = Encode(tokenizer)
     rank, world = dist.get_rank(), dist.get_world_size()
     training = PackedLanes(
@@ -111,6 +94,30 @@ def set_up(
         spec.data.validation_dataset is not None or spec.data.validation_split > 0,
         int(steps),
     )
+
+
+def trained_model(
+    job: TrainAssignment, cache: InputCache, vocab_size: int, device: torch.device
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model with its adapters, wrapped for the strategy, and its optimizer."""
+    spec = job.spec
+    assert spec.model is not None
+    tuning = spec.model.fine_tuning_config
+    quantize = tuning.method == "qlora"
+    source = model_source(spec.model, job.inputs, cache)
+    base = build_model(spec.model, source, vocab_size, quantize=quantize)
+    model = add_adapters(base, tuning, quantized=quantize)
+    if not quantize:
+        model = model.to(device)
+    model.train()
+    model = parallelize(model, spec, device)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=tuning.learning_rate,
+        betas=(tuning.betas[0], tuning.betas[1]),
+        weight_decay=tuning.weight_decay,
+    )
+    return model, optimizer
 
 
 def document_stream(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,132 @@ async def test_an_environment_that_is_not_there_fails_the_job_at_once(
     attempt = await policy_lab("CartPole-v77").run(1, 1)
     assert attempt.failures[0]["type"] == "InvalidInput"
     assert "CartPole-v77" in attempt.failures[0]["message"]
+
+
+# --- language models ----------------------------------------------------------------------------
+
+TINY_MODEL = {
+    "base_model": "init:llama",
+    "tokenizer": "byte",
+    "config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+@pytest.fixture
+def language_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
+    pairs = tmp_path / "pairs.jsonl"
+    lines = [
+        {"prompt": f"{n} + 1 =", "chosen": f" {n + 1}", "rejected": f" {n + 2}."} for n in range(90)
+    ]
+    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def make(algorithm: str, *, tuning: Any = None, **changes: Any) -> Lab:
+        options = {
+            "max_steps": 30,
+            "batch_size": 16,
+            "sequence_length": 64,
+            "learning_rate": 1e-3,
+            "evaluate_every": 30,
+            "evaluate_sequences": 8,
+            **(tuning or {}),
+        }
+        spec: dict[str, Any] = {
+            "algorithm": algorithm,
+            "model": {**TINY_MODEL, "fine_tuning_config": options},
+            "runtime": {"checkpoint_steps": 10, "checkpoint_interval": "1h"},
+        }
+        if algorithm == "dpo":
+            spec["data"] = {"training_dataset": str(pairs), "validation_split": 0.1}
+        else:
+            spec["environment"] = {"name": "math", "config": {"terse": True, **ANY_NUMBER}}
+        spec[algorithm] = {
+            **({"max_completion_tokens": 8, "group_size": 4} if algorithm == "grpo" else {}),
+            **changes,
+        }
+        return Lab(tmp_path, rank_host, TrainingSpec.model_validate(spec))
+
+    return make
+
+
+ANY_NUMBER = {"curriculum": {"success_threshold": 0.01, "window": 8}}
+"""A ladder that is climbed by luck, so that its state matters."""
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "nodes"),
+    [
+        pytest.param("grpo", {}, 1, id="grpo"),
+        pytest.param("grpo", {"loss_type": "dr_grpo", "scale_rewards": "none"}, 2, id="dr grpo"),
+        pytest.param("grpo", {"beta": 0.04, "iterations": 2}, 1, id="grpo with a reference"),
+        pytest.param(
+            "grpo",
+            {"beta": 0.04, "tuning": {"method": "lora", "micro_batch_size": 4}},
+            1,
+            id="grpo with lora",
+        ),
+        pytest.param("dpo", {}, 1, id="dpo"),
+        pytest.param("dpo", {"tuning": {"method": "qlora"}}, 2, id="dpo with qlora"),
+    ],
+)
+async def test_a_killed_language_model_resumes_to_the_same_bits(
+    language_lab: MakeLab, algorithm: str, changes: dict[str, Any], nodes: int
+) -> None:
+    undisturbed, disturbed = language_lab(algorithm, **changes), language_lab(algorithm, **changes)
+    whole = await undisturbed.run(nodes, 1)
+
+    killed = await disturbed.run(nodes, 1, at_step=17)
+    resumed = await disturbed.run(nodes, 1)
+
+    assert killed.codes == [-9] * nodes
+    assert resumed.outcome.resumed_from == CheckpointRef(generation=1, step=10)
+    assert resumed.outcome.step == 30
+    assert disturbed.weights(resumed.outcome.checkpoint) == undisturbed.weights(
+        whole.outcome.checkpoint
+    )
+    assert resumed.outcome.episode_return == whole.outcome.episode_return
+    assert resumed.outcome.validation_loss == whole.outcome.validation_loss
+
+
+async def test_dpo_learns_to_prefer_what_is_preferred(language_lab: MakeLab) -> None:
+    lab = language_lab("dpo", tuning={"max_steps": 60, "learning_rate": 3e-3})
+    done = await lab.run(1, 1)
+    assert done.outcome.loss is not None and done.outcome.loss < 0.35  # ln 2 at first
+    assert done.outcome.validation_loss is not None and done.outcome.validation_loss < 0.4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"environment": {"name": "game"}}, "use one of math, code, language, multimodal"),
+        ({"environment": None}, "needs spec.environment"),
+        ({"strategy": {"type": "fsdp2"}}, "set strategy.type: ddp"),
+        ({"grpo": {"group_size": 5}}, "multiple of grpo.group_size"),
+        ({"data": {"training_dataset": "/x"}}, "remove spec.data"),
+    ],
+)
+def test_language_manifests_that_make_no_sense_say_what_to_change(
+    change: dict[str, Any], said: str
+) -> None:
+    spec = {
+        "algorithm": "grpo",
+        "environment": "math",
+        "model": {**TINY_MODEL, "fine_tuning_config": {"max_steps": 3, "batch_size": 16}},
+        **change,
+    }
+    document = {
+        "apiVersion": "loomos.ai/v1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "x"},
+        "spec": {k: v for k, v in spec.items() if v is not None},
+    }
+    found = ManifestValidator().validate(JobManifest.from_dict(document))
+    assert not found.is_valid
+    assert said in found.errors[0].message

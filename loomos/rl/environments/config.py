@@ -91,6 +91,8 @@ class MathConfig(EnvironmentConfig):
         Field(min_length=1),
     ] = ["arithmetic"]
     """What they are about."""
+    terse: bool = False
+    """Ask in the fewest words, such as `3 + 4 =`; for very small language models."""
 
 
 class GameConfig(EnvironmentConfig):

@@ -41,13 +41,15 @@ class Problem(NamedTuple):
 class MathTask(Task):
     """One problem."""
 
-    def __init__(self, kind: str, problem: Problem) -> None:
+    def __init__(self, kind: str, problem: Problem, *, terse: bool = False) -> None:
         self.kind = kind
         self.problem = problem
         self.prompt = (
             f"{problem.question}\n\nAnswer with the number only, as an integer, a fraction a/b or "
             "a decimal, on the last line after 'Answer:'."
         )
+        if terse:
+            self.prompt = problem.question.rpartition(": ")[2]
         self._wanted = read_number(problem.answer)
         assert self._wanted is not None, problem
         self._typed = ""
@@ -156,7 +158,7 @@ class MathFamily(Family[MathConfig]):
             problem = _MAKERS[kind](level, random)
             wanted = read_number(problem.answer)
             if wanted is not None and len(_typable(wanted)) <= LONGEST_ANSWER:
-                return MathTask(kind, problem)
+                return MathTask(kind, problem, terse=self.config.terse)
         raise AssertionError(f"no {kind} problem has an answer that can be typed")
 
 
