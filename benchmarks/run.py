@@ -27,6 +27,8 @@ BENCHMARKS = (
     "weaver_search",
     "weaver_throughput",
     "weaver_trainings",
+    "rl_control",
+    "rl_language",
 )
 
 

@@ -159,6 +159,10 @@ def describe(job_id: JobId, output: Output = None) -> None:
 
 def _print_job(job: JobDetail) -> None:
     training = job.training
+    is_rewarded = bool(job.spec.get("environment"))
+    evaluated = None
+    if training and training.validation_loss is not None:
+        evaluated = -training.validation_loss
     print_facts(
         [
             ("job", job.job_id),
@@ -167,7 +171,9 @@ def _print_job(job: JobDetail) -> None:
             ("progress", f"{job.progress:g} %"),
             ("step", f"{training.step} of {training.total_steps}" if training else None),
             ("loss", training and training.loss),
-            ("validation loss", training and training.validation_loss),
+            ("validation loss", None if is_rewarded else training and training.validation_loss),
+            ("mean reward", training and training.episode_return),
+            ("mean reward, best actions", evaluated if is_rewarded else None),
             ("checkpoint", training and training.checkpoint_step),
             ("model", job.model),
             ("owner", job.owner),
@@ -225,6 +231,14 @@ def logs(
     call(work)
 
 
+def _rate(record: dict[str, Any]) -> str | None:
+    """Tokens, or steps in environments, a second."""
+    for name, unit in (("tokens_per_s", "tokens"), ("environment_steps_per_s", "steps")):
+        if record.get(name) is not None:
+            return f"{record[name]:.0f} {unit}"
+    return None
+
+
 @app.command()
 def metrics(job_id: JobId, output: Output = None) -> None:
     """Print loss, learning rate and speed by step; a step taken twice shows once per attempt."""
@@ -243,15 +257,16 @@ def metrics(job_id: JobId, output: Output = None) -> None:
 
     def table() -> None:
         print_table(
-            ("ATTEMPT", "STEP", "LOSS", "VALIDATION", "LEARNING RATE", "TOKENS/S"),
+            ("ATTEMPT", "STEP", "LOSS", "REWARD", "VALIDATION", "LEARNING RATE", "WORK/S"),
             [
                 (
                     r["generation"],
                     r["step"],
                     f"{r['loss']:.4f}" if "loss" in r else None,
+                    f"{r['episode_return']:.3f}" if r.get("episode_return") is not None else None,
                     f"{r['validation_loss']:.4f}" if "validation_loss" in r else None,
                     f"{r['learning_rate']:.2e}" if "learning_rate" in r else None,
-                    f"{r['tokens_per_s']:.0f}" if "tokens_per_s" in r else None,
+                    _rate(r),
                 )
                 for r in records
             ],
