@@ -1,4 +1,4 @@
-"""A small model goes from guessing to calculating, by GRPO: about three minutes on two cores.
+"""A small model goes from guessing to calculating, by GRPO: about three minutes.
 
     loomos up
     python examples/grpo_math/run.py

@@ -65,6 +65,8 @@ async def test_a_block_runs(
         )
         assert names["objective"](trial) == 0.5**20
         assert len(saved) == len(trial.reports) == 10
+    if "play" in names:
+        assert await names["play"]() < 10
     if "search" in names:
         await names["search"]()
     if "train" in names:
