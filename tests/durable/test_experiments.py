@@ -79,6 +79,7 @@ async def test_one_at_a_time_it_is_optunas_own_run(stack: Stack, tmp_path):
     assert ended.counts == {"completed": 20}
 
 
+@pytest.mark.slow
 async def test_the_control_worker_dies_ten_times_and_nothing_is_run_twice(stack: Stack, tmp_path):
     spec = {
         "trials": 60,

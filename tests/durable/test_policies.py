@@ -75,6 +75,7 @@ def policy_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
             1,
             1,
             id="math with a curriculum",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -215,15 +216,22 @@ ANY_NUMBER = {"curriculum": {"success_threshold": 0.01, "window": 8}}
     ("algorithm", "changes", "nodes"),
     [
         pytest.param("grpo", {}, 1, id="grpo"),
-        pytest.param("grpo", {"loss_type": "dr_grpo", "scale_rewards": "none"}, 2, id="dr grpo"),
+        pytest.param(
+            "grpo",
+            {"loss_type": "dr_grpo", "scale_rewards": "none"},
+            2,
+            id="dr grpo",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("grpo", {"beta": 0.04, "iterations": 2}, 1, id="grpo with a reference"),
         pytest.param(
             "grpo",
             {"beta": 0.04, "tuning": {"method": "lora", "micro_batch_size": 4}},
             1,
             id="grpo with lora",
+            marks=pytest.mark.slow,
         ),
-        pytest.param("dpo", {}, 1, id="dpo"),
+        pytest.param("dpo", {}, 1, id="dpo", marks=pytest.mark.slow),
         pytest.param("dpo", {"tuning": {"method": "qlora"}}, 2, id="dpo with qlora"),
     ],
 )

@@ -48,6 +48,7 @@ def behaved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return flawed.train(tmp_path_factory.mktemp("behaved") / "m", flawed.well_behaved, steps=70)
 
 
+@pytest.mark.slow
 async def test_a_verification_survives_the_death_of_its_node_and_repeats_one_shard(
     stack: Stack, client: LoomOSClient, behaved: Path
 ) -> None:

@@ -14,19 +14,12 @@ from tests.stack import Stack
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize(
-    ("steps", "least"),
-    [
-        pytest.param(60, 22, id="short"),
-        pytest.param(1000, 80, marks=[pytest.mark.slow, pytest.mark.timeout(900)], id="whole"),
-    ],
-)
-def test_a_small_model_goes_from_guessing_to_calculating(
-    stack: Stack, tmp_path: Path, steps: int, least: int
-) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_small_model_goes_from_guessing_to_calculating(stack: Stack, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "grpo_math" / "run.py", "--steps", str(steps), "--plot", plot],
+        [sys.executable, EXAMPLES / "grpo_math" / "run.py", "--plot", plot],
         env=stack.environment,
         capture_output=True,
         text=True,
@@ -37,5 +30,5 @@ def test_a_small_model_goes_from_guessing_to_calculating(
     assert said is not None, done.stdout
     before, after = int(said[1]), int(said[2])
     assert 8 <= before <= 22  # one in seven, by chance
-    assert after > least
+    assert after > 80
     assert plot.read_bytes().startswith(b"\x89PNG")

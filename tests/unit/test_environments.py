@@ -86,8 +86,9 @@ def test_it_can_be_vectorised(name: EnvironmentType) -> None:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        *((name, 1000) for name in QUICK),
-        (EnvironmentType.CODE, 12),
+        *((name, 100) for name in QUICK),
+        (EnvironmentType.CODE, 8),
+        *(pytest.param(name, 1000, marks=pytest.mark.slow) for name in QUICK),
         pytest.param(
             EnvironmentType.CODE, 1000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]
         ),
