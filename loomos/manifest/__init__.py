@@ -44,7 +44,15 @@ from loomos.manifest._experiment import (
     Sampler,
 )
 from loomos.manifest._expressions import holds
-from loomos.manifest._learning import DPOConfig, EnvironmentChoice, GRPOConfig, PPOConfig
+from loomos.manifest._learning import (
+    DPOConfig,
+    EnvironmentChoice,
+    ExplorationStrategy,
+    GRPOConfig,
+    PPOConfig,
+    RewardThread,
+    WeaveConfig,
+)
 from loomos.manifest._resources import NodeRange, Resources
 from loomos.manifest._spec import (
     Data,
@@ -72,6 +80,7 @@ __all__ = [
     "EnvironmentChoice",
     "Experiment",
     "ExperimentSpec",
+    "ExplorationStrategy",
     "FineTuning",
     "GRPOConfig",
     "Guardrail",
@@ -92,6 +101,7 @@ __all__ = [
     "Pruner",
     "Resources",
     "Retries",
+    "RewardThread",
     "RolloutPlan",
     "Runtime",
     "Sampler",
@@ -102,6 +112,7 @@ __all__ = [
     "TrainingSpec",
     "ValidationResult",
     "Verification",
+    "WeaveConfig",
     "field_errors",
     "holds",
     "json_schema",

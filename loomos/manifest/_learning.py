@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -144,3 +145,91 @@ class PPOConfig(Document):
     def updates(self) -> int:
         """Updates of the whole run."""
         return -(-self.total_timesteps // self.batch_size)
+
+
+class ExplorationStrategy(StrEnum):
+    """What drives a policy to where it has not been."""
+
+    ENTROPY_BASED = "entropy_based"
+    """Entropy of the whole mixture is rewarded."""
+    CURIOSITY_DRIVEN = "curiosity_driven"
+    """States that a network cannot predict yet (RND, arXiv:1810.12894)."""
+    UCB_EXPLORATION = "ucb_exploration"
+    """States and actions that were seen seldom: 1 / sqrt(count), by hash (arXiv:1611.04717)."""
+
+
+class RewardThread(StrEnum):
+    """What is wanted of a policy."""
+
+    TASK_COMPLETION = "task_completion"
+    SAFETY = "safety"
+    CREATIVITY = "creativity"
+    EFFICIENCY = "efficiency"
+    COHERENCE = "coherence"
+
+
+class WeaveConfig(PPOConfig):
+    """WEAVE: PPO of a gated mixture of policies, with bonuses, an ensemble of critics and threads.
+
+    With one head, one critic, one thread and no strategy it is PPO, bit for bit.
+    """
+
+    heads: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Policies in the mixture. Default: one for each strategy, at least one."""
+    critics: Annotated[int, Field(ge=1, le=64)] = 2
+    """Value networks of the ensemble."""
+    exploration_strategies: Annotated[
+        list[Annotated[ExplorationStrategy, Field(strict=False)]], Field(max_length=8)
+    ] = [ExplorationStrategy.UCB_EXPLORATION]
+    """What drives exploration; head number n belongs to strategy number n."""
+    bonus_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of each bonus beside the reward; falls linearly to zero."""
+    bonus_until: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the run after which bonuses are over."""
+    bonus_gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """Discount of bonuses, whose returns go on beyond episodes."""
+    entropy_weight: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the entropy, where `entropy_based` is among the strategies."""
+    balance_weight: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the gate's mean entropy, which keeps heads from dying out."""
+    reward_threads: Annotated[
+        list[Annotated[RewardThread, Field(strict=False)]], Field(min_length=1, max_length=8)
+    ] = [RewardThread.TASK_COMPLETION]
+    """What the environment rewards, in the order in which it gives rewards."""
+    thread_weights: list[Annotated[float, Field(ge=0)]] | None = None
+    """Weights of the threads, which are scaled to a sum of 1. Default: equal."""
+    scalarization: Literal["linear", "chebyshev", "lagrangian"] = "linear"
+    """How threads make one advantage: a weighted sum; weight on what is farthest from the best
+    return seen; or the first thread under the constraint that the others reach `thresholds`."""
+    thresholds: list[float] = []
+    """For `lagrangian`, the least return of each thread but the first."""
+    dual_learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    """For `lagrangian`, of the multipliers."""
+    trust_temperature: Annotated[float, Field(ge=0)] = 1.0
+    """How much less a critic counts whose errors are larger."""
+    caution: Annotated[float, Field(ge=0)] = 0.0
+    """The baseline is the ensemble's mean less this many of its standard deviations."""
+
+    @model_validator(mode="after")
+    def _threads_fit(self) -> WeaveConfig:
+        count = len(self.reward_threads)
+        if self.thread_weights is not None and len(self.thread_weights) != count:
+            raise ValueError(f"thread_weights needs {count} numbers, one for each thread")
+        if self.thread_weights is not None and not sum(self.thread_weights):
+            raise ValueError("thread_weights are all zero; raise one")
+        if self.scalarization == "lagrangian" and len(self.thresholds) != count - 1:
+            raise ValueError(
+                f"thresholds needs {count - 1} numbers, one for each thread but the first"
+            )
+        return self
+
+    @property
+    def n_heads(self) -> int:
+        """Policies in the mixture."""
+        return self.heads or max(1, len(self.exploration_strategies))
+
+    @property
+    def bonuses(self) -> list[ExplorationStrategy]:
+        """Strategies that give a stream of rewards."""
+        entropy = ExplorationStrategy.ENTROPY_BASED
+        return [strategy for strategy in self.exploration_strategies if strategy != entropy]

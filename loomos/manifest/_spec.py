@@ -13,7 +13,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from loomos.manifest._delivery import RolloutPlan, Verification
 from loomos.manifest._document_model import Document, Name
-from loomos.manifest._learning import DPOConfig, EnvironmentChoice, GRPOConfig, PPOConfig
+from loomos.manifest._learning import (
+    DPOConfig,
+    EnvironmentChoice,
+    GRPOConfig,
+    PPOConfig,
+    WeaveConfig,
+)
 from loomos.manifest._resources import Resources
 from loomos.quantities import Duration, Moment
 
@@ -243,10 +249,10 @@ SINGLE_REPLY = ("math", "code", "language", "multimodal")
 class TrainingSpec(Document):
     """What a `TrainingJob` does."""
 
-    algorithm: Literal["sft", "dpo", "grpo", "ppo", "noop"] = "sft"
+    algorithm: Literal["sft", "dpo", "grpo", "ppo", "weave", "noop"] = "sft"
     """`sft` is supervised fine-tuning of a causal language model, `dpo` fits it to preferences,
-    `grpo` to the rewards of an environment; `ppo` has a small network learn to act in one; `noop`
-    does nothing (a probe)."""
+    `grpo` to the rewards of an environment; `ppo` has a small network learn to act in one, `weave`
+    a mixture of them that explores; `noop` does nothing (a probe)."""
     priority: Annotated[int, Field(ge=1, le=5)] = 3
     """1 is served first, 5 last; Temporal's priority key."""
     model: Model | None = None
@@ -257,6 +263,8 @@ class TrainingSpec(Document):
     """Where a policy learns to act."""
     ppo: PPOConfig = PPOConfig()
     """How, by `ppo`."""
+    weave: WeaveConfig = WeaveConfig()
+    """How, by `weave`."""
     dpo: DPOConfig = DPOConfig()
     """How preferences are learned, by `dpo`."""
     grpo: GRPOConfig = GRPOConfig()
@@ -282,7 +290,7 @@ class TrainingSpec(Document):
         elif self.algorithm == "grpo":
             self._check_rewards()
             self._check_fine_tuning()
-        elif self.algorithm == "ppo":
+        elif self.algorithm in ("ppo", "weave"):
             self._check_policy()
         return self
 
@@ -359,12 +367,12 @@ class TrainingSpec(Document):
                 )
         if self.strategy.type != "ddp":
             raise ValueError("a policy network is small; set strategy.type: ddp")
-        self._check_ranks("ppo.n_environments")
+        self._check_ranks(f"{self.algorithm}.n_environments")
         many = self.resources.node_range.max * self.resources.ranks > 1
-        if many and (self.ppo.normalize_observations or self.ppo.normalize_rewards):
+        if many and (self.acting.normalize_observations or self.acting.normalize_rewards):
             raise ValueError(
-                "ppo.normalize_observations and ppo.normalize_rewards need a single rank; set "
-                "resources.nodes: 1 and one GPU"
+                f"{self.algorithm}.normalize_observations and normalize_rewards need a single "
+                "rank; set resources.nodes: 1 and one GPU"
             )
 
     def _check_ranks(self, field: str) -> None:
@@ -377,10 +385,15 @@ class TrainingSpec(Document):
             )
 
     @property
+    def acting(self) -> PPOConfig:
+        """How a policy learns to act."""
+        return self.weave if self.algorithm == "weave" else self.ppo
+
+    @property
     def divisible_by_ranks(self) -> int:
         """What the ranks share out evenly; 0 if nothing."""
-        if self.algorithm == "ppo":
-            return self.ppo.n_environments
+        if self.algorithm in ("ppo", "weave"):
+            return self.acting.n_environments
         if self.model is None:
             return 0
         size = self.model.fine_tuning_config.batch_size
@@ -389,8 +402,8 @@ class TrainingSpec(Document):
     @property
     def work_per_step(self) -> int:
         """Tokens, or steps in environments, of one step of the run."""
-        if self.algorithm == "ppo":
-            return self.ppo.batch_size
+        if self.algorithm in ("ppo", "weave"):
+            return self.acting.batch_size
         tuning = self.model.fine_tuning_config if self.model else FineTuning(max_steps=1)
         if self.algorithm == "grpo":
             return tuning.batch_size * self.grpo.max_completion_tokens

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loomos.rl.gym import LoomRLGym
     from loomos.rl.policies import Policy, load_policy
     from loomos.rl.trainer import PPOTrainer, Trajectories, collect_trajectories
+    from loomos.rl.weave.algorithm import WeaveAlgorithm, create_weave_algorithm
 
 __all__ = [
     "EnvironmentChoice",
@@ -24,7 +25,9 @@ __all__ = [
     "PPOTrainer",
     "Policy",
     "Trajectories",
+    "WeaveAlgorithm",
     "collect_trajectories",
+    "create_weave_algorithm",
     "load_policy",
 ]
 
@@ -38,6 +41,8 @@ _HOME = {
     "Policy": "loomos.rl.policies",
     "Trajectories": "loomos.rl.trainer",
     "collect_trajectories": "loomos.rl.trainer",
+    "WeaveAlgorithm": "loomos.rl.weave.algorithm",
+    "create_weave_algorithm": "loomos.rl.weave.algorithm",
     "load_policy": "loomos.rl.policies",
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from loomos.errors import LossDiverged
 from loomos.jobs.training import TrainAssignment
+from loomos.manifest import PPOConfig, WeaveConfig
 from loomos.rl.evaluation import mean_return
 from loomos.rl.making import environment_maker
 from loomos.rl.policies import make_agent
 from loomos.rl.pool import EnvironmentPool
 from loomos.rl.ppo import PPO
 from loomos.rl.rollouts import Collector
+from loomos.rl.weave.making import make_weave
 from loomos.training.learner import Learner
 from loomos.training.model_state import load_model_state, model_state
 from loomos.training.shards import CheckpointManifest, TensorDict, own_prefix
@@ -37,7 +40,7 @@ class PolicyLearner(Learner):
 
     def __init__(self, job: TrainAssignment, control: Any) -> None:
         assert job.spec.environment is not None
-        self._config = config = job.spec.ppo
+        self._config = config = self._settings(job)
         self._control = control
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self.total_steps = config.updates
@@ -47,20 +50,21 @@ class PolicyLearner(Learner):
         count = config.n_environments // self._world
         copies = range(self._rank * count, (self._rank + 1) * count)
         self._pool = EnvironmentPool(self._make, copies, seed=config.seed)
-        agent = make_agent(config, self._pool.observation_size, self._pool.action_space)
         self._generator = torch.Generator()
         share = config.model_copy(
             update={"minibatch_size": max(1, config.minibatch_size // self._world)}
         )
-        self._ppo = PPO(
-            agent,
-            share,
-            generator=self._generator,
-            average=self._average if self._world > 1 else None,
-        )
+        self._ppo = self._make_ppo(share, self._average if self._world > 1 else None)
         self._collector = Collector(self._pool, config)
         self._returns: deque[float] = deque(maxlen=NEWEST_EPISODES)
         self._metrics: list[str] = []
+
+    def _settings(self, job: TrainAssignment) -> PPOConfig:
+        return job.spec.ppo
+
+    def _make_ppo(self, config: PPOConfig, average: Callable[[Tensor], None] | None) -> PPO:
+        agent = make_agent(config, self._pool.observation_size, self._pool.action_space)
+        return PPO(agent, config, generator=self._generator, average=average)
 
     def _average(self, values: Tensor) -> None:
         dist.all_reduce(values, group=self._control)
@@ -86,6 +90,7 @@ class PolicyLearner(Learner):
             own = {name: torch.from_numpy(a) for name, a in self._collector.snapshot().items()}
             own["generator"] = self._generator.get_state()
             own["newest_returns"] = torch.tensor(list(self._returns), dtype=torch.float64)
+            own |= {f"ppo.{name}": torch.from_numpy(a) for name, a in self._ppo.state().items()}
             state |= {own_prefix(self._rank) + name: tensor for name, tensor in own.items()}
         return state
 
@@ -102,7 +107,11 @@ class PolicyLearner(Learner):
             return
         self._generator.set_state(own.pop("generator"))
         self._returns.extend(own.pop("newest_returns").tolist())
-        self._collector.restore({name: np.asarray(tensor) for name, tensor in own.items()})
+        arrays = {name: np.asarray(tensor) for name, tensor in own.items()}
+        self._ppo.load(
+            {k.removeprefix("ppo."): v for k, v in arrays.items() if k.startswith("ppo.")}
+        )
+        self._collector.restore(arrays)
 
     # --- steps ---
 
@@ -116,6 +125,7 @@ class PolicyLearner(Learner):
             self._ppo.agent, self._config.steps_per_update, self._generator
         )
         self._returns.extend(episodes.returns)
+        self._ppo.note(episodes)
         metrics = self._ppo.update(rollout, remaining=1 - step / self.total_steps)
         self._metrics = list(metrics)
         means = [value / self._world for value in metrics.values()]
@@ -149,3 +159,14 @@ class PolicyLearner(Learner):
         sums = torch.tensor([mean * len(rank_share), len(rank_share)], dtype=torch.float64)
         dist.all_reduce(sums, group=self._control)
         return -float(sums[0] / sums[1])
+
+
+class WeaveLearner(PolicyLearner):
+    """The same with WEAVE; each rank has bonuses of its own."""
+
+    def _settings(self, job: TrainAssignment) -> PPOConfig:
+        return job.spec.weave
+
+    def _make_ppo(self, config: PPOConfig, average: Callable[[Tensor], None] | None) -> PPO:
+        assert isinstance(config, WeaveConfig)
+        return make_weave(self._pool, config, generator=self._generator, average=average)

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loomos.errors import InvalidModel
-from loomos.manifest import EnvironmentChoice, PPOConfig
+from loomos.manifest import EnvironmentChoice, PPOConfig, WeaveConfig
 from loomos.rl.making import environment_maker
 from loomos.rl.networks import ActorCritic
 from loomos.rl.normalizing import ObservationScale
+from loomos.rl.weave.agent import WeaveAgent
 
 WEIGHTS = "policy.safetensors"
 SETTINGS = "policy.json"
@@ -33,7 +34,10 @@ class Policy:
     """
 
     def __init__(
-        self, agent: ActorCritic, scale: ObservationScale | None, environment: EnvironmentChoice
+        self,
+        agent: ActorCritic | WeaveAgent,
+        scale: ObservationScale | None,
+        environment: EnvironmentChoice,
     ) -> None:
         self.agent, self.scale, self.environment = agent, scale, environment
 
@@ -48,10 +52,13 @@ class Policy:
 
 def make_agent(
     config: PPOConfig, observation_size: int, action_space: gymnasium.Space[Any]
-) -> ActorCritic:
+) -> ActorCritic | WeaveAgent:
     """The network of a run, with its first weights: a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
+        if isinstance(config, WeaveConfig):
+            streams = len(config.reward_threads) + len(config.bonuses)
+            return WeaveAgent(observation_size, action_space, config, streams)
         return ActorCritic(
             observation_size,
             action_space,
@@ -82,7 +89,9 @@ def save_policy(
     if scale is not None:
         tensors[SCALE] = scale
     save_file(tensors, folder / WEIGHTS)
-    settings = {"format": 1, "ppo": config.model_dump(), "environment": environment.model_dump()}
+    algorithm = "weave" if isinstance(config, WeaveConfig) else "ppo"
+    learned = config.model_dump(mode="json")
+    settings = {"format": 1, algorithm: learned, "environment": environment.model_dump()}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, sort_keys=True))
 
 
@@ -99,7 +108,8 @@ def load_policy(folder: str | Path) -> Policy:
         tensors = load_file(root / WEIGHTS)
     except (OSError, ValueError) as error:
         raise InvalidModel(f"{root} holds no policy: {error}") from error
-    config = PPOConfig.model_validate(settings["ppo"])
+    kind = WeaveConfig if "weave" in settings else PPOConfig
+    config = kind.model_validate_json(json.dumps(settings.get("weave") or settings["ppo"]))
     environment = EnvironmentChoice.model_validate(settings["environment"])
     made = environment_maker(environment)()
     size = int(gymnasium.spaces.flatdim(made.observation_space))

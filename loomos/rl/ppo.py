@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from loomos.manifest import PPOConfig
 from loomos.rl.advantages import explained_variance, gae, normalize
 from loomos.rl.losses import PPOLoss, ppo_loss
-from loomos.rl.rollouts import Rollout
+from loomos.rl.pool import Arrays
+from loomos.rl.rollouts import Episodes, Rollout
 
 ADAM_EPSILON = 1e-5
 
@@ -72,20 +73,12 @@ class PPO:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * (remaining if config.anneal_learning_rate else 1)
         clip = config.clip_epsilon * (remaining if config.anneal_clip else 1)
-        advantages, returns = gae(
-            rollout.rewards,
-            rollout.values,
-            rollout.next_values,
-            rollout.terminated,
-            rollout.truncated,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        )
+        advantages, returns = self._advantages(rollout, remaining)
         batch = (
             rollout.observations.flatten(0, 1),
             rollout.actions.flatten(0, 1),
             rollout.log_probs.flatten(),
-            self.combine(advantages).flatten(),
+            advantages.flatten(),
             rollout.values.flatten(0, 1),
             returns.flatten(0, 1),
         )
@@ -115,9 +108,28 @@ class PPO:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
 
-    def combine(self, advantages: Tensor) -> Tensor:
-        """One advantage [T, N] of those of all streams [T, N, S]."""
-        return advantages.sum(-1)
+    def note(self, episodes: Episodes) -> None:
+        """Episodes ended; PPO has no use for them."""
+
+    def state(self) -> Arrays:
+        """What `load` needs besides the agent and the optimizer: nothing."""
+        return {}
+
+    def load(self, state: Arrays) -> None:
+        """Go on from what `state` gave."""
+
+    def _advantages(self, rollout: Rollout, remaining: float) -> tuple[Tensor, Tensor]:
+        """Advantages [T, N] of the actions, and returns [T, N, S] that the values should have."""
+        advantages, returns = gae(
+            rollout.rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.terminated,
+            rollout.truncated,
+            gamma=self.config.gamma,
+            gae_lambda=self.config.gae_lambda,
+        )
+        return advantages.sum(-1), returns
 
     def _loss(self, batch: list[Tensor], clip: float) -> PPOLoss:
         observations, actions, old_log_probs, advantages, old_values, returns = batch

@@ -21,7 +21,7 @@ def write_policy(job: PublishRequest, store: Store, folder: Path, root: Path) ->
     tensors = read_tensors(store, job.job_id, ref, folder / "checkpoint")
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     scale = tensors.get(own_prefix(0) + SCALE)
-    save_policy(root, weights, scale, job.spec.ppo, job.spec.environment)
+    save_policy(root, weights, scale, job.spec.acting, job.spec.environment)
     (root / "README.md").write_text(_card(job))
 
 
@@ -50,8 +50,8 @@ Trained by LoomOS {job.inputs.code}, job `{job.job_id}`. Load it with `loomos.rl
 | updates | {outcome.step} of {outcome.total_steps}, ended by {outcome.reason} |
 | environment steps | {outcome.step * spec.work_per_step} |
 | mean return, newest training episodes | {number(outcome.episode_return)} |
-| mean return, {spec.ppo.evaluate_episodes} episodes of likeliest actions | {number(evaluated)} |
-| seed | {spec.ppo.seed} |
+| mean return, {spec.acting.evaluate_episodes} episodes of likeliest actions | {number(evaluated)} |
+| seed | {spec.acting.seed} |
 
 Returns are undiscounted sums of rewards. Nothing else about this policy has been evaluated.
 """

@@ -34,6 +34,8 @@ class Rollout:
     """[T, N]."""
     truncated: Tensor
     """[T, N]."""
+    next_observations: Tensor | None = None
+    """[T, N, D] that the steps led to, before any reset."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +44,8 @@ class Episodes:
 
     returns: list[float]
     lengths: list[int]
+    thread_returns: list[list[float]]
+    """Of each thread of rewards, where there are several."""
 
 
 class Collector:
@@ -76,9 +80,9 @@ class Collector:
     ) -> tuple[Rollout, Episodes]:
         """Act for so many steps in every copy."""
         seen = torch.from_numpy(self._see(self._pool.observations, learn=False).copy())
-        episodes = Episodes(returns=[], lengths=[])
+        episodes = Episodes(returns=[], lengths=[], thread_returns=[])
         observations, actions, log_probs, values = [], [], [], []
-        rewards, terminated, truncated = [], [], []
+        rewards, terminated, truncated, led_to = [], [], [], []
         cut_values: list[tuple[int, np.ndarray, Tensor]] = []
         for step in range(steps):
             acted = agent.act(seen, generator)
@@ -93,6 +97,7 @@ class Collector:
             rewards.append(given)
             terminated.append(result.terminated)
             truncated.append(result.truncated)
+            led_to.append(self._see(result.final_observations, learn=False))
             following = self._see(result.observations, learn=True)
             cut = np.flatnonzero(result.truncated & ~result.terminated)
             if len(cut):
@@ -108,19 +113,28 @@ class Collector:
             observations=torch.stack(observations),
             actions=torch.stack(actions),
             log_probs=torch.stack(log_probs),
-            rewards=torch.from_numpy(np.stack(rewards)).to(all_values.dtype).unsqueeze(-1),
+            rewards=torch.from_numpy(np.stack(rewards))
+            .to(all_values.dtype)
+            .view(steps, len(self._pool), -1),
             values=all_values,
             next_values=next_values,
             terminated=torch.from_numpy(np.stack(terminated)),
             truncated=torch.from_numpy(np.stack(truncated)),
+            next_observations=torch.from_numpy(np.stack(led_to)),
         )
         return rollout, episodes
 
     def _count(self, rewards: np.ndarray, done: np.ndarray, episodes: Episodes) -> None:
+        if self._returns.shape != rewards.shape:
+            self._returns = np.zeros_like(rewards)
         self._returns += rewards
         self._lengths += 1
         if done.any():
-            episodes.returns += self._returns[done].tolist()
+            ended = self._returns[done]
+            if ended.ndim == 2:
+                episodes.thread_returns += ended.tolist()
+                ended = ended.sum(axis=1)
+            episodes.returns += ended.tolist()
             episodes.lengths += self._lengths[done].tolist()
             self._returns[done] = 0.0
             self._lengths[done] = 0

@@ -81,6 +81,10 @@ def make_learner(
             from loomos.rl.learner import PolicyLearner
 
             return PolicyLearner(job, control)
+        case "weave":
+            from loomos.rl.learner import WeaveLearner
+
+            return WeaveLearner(job, control)
         case "grpo":
             from loomos.rl.language.grpo import GRPOLearner
 

@@ -61,7 +61,7 @@ def resolve(
     """
     if spec.model is None:
         return ResolvedInputs(
-            model=_digested("init:policy", spec.ppo.model_dump()),
+            model=_digested("init:policy", spec.acting.model_dump()),
             training=_pin_environment(spec),
             code=version("loomos"),
         )

@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def policy_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
-    def make(environment: Any = "CartPole-v1", **changes: Any) -> Lab:
+    def make(environment: Any = "CartPole-v1", algorithm: str = "ppo", **changes: Any) -> Lab:
         ppo = {
             "total_timesteps": 30 * 256,
             "batch_size": 256,
@@ -43,9 +43,9 @@ def policy_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
             **changes,
         }
         spec = {
-            "algorithm": "ppo",
+            "algorithm": algorithm,
             "environment": environment,
-            "ppo": ppo,
+            algorithm: ppo,
             "runtime": {"checkpoint_steps": 10, "checkpoint_interval": "1h"},
         }
         return Lab(tmp_path, rank_host, TrainingSpec.model_validate(spec))
@@ -66,6 +66,17 @@ def policy_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
             id="continuous, scaled",
         ),
         pytest.param("LunarLander-v3", {"target_kl": 0.01}, 1, 1, id="Box2D"),
+        pytest.param(
+            {"name": "loomos/DeepSea-v0", "config": {"size": 12}},
+            {
+                "algorithm": "weave",
+                "critics": 3,
+                "exploration_strategies": ["entropy_based", "curiosity_driven", "ucb_exploration"],
+            },
+            1,
+            1,
+            id="weave",
+        ),
         pytest.param(
             {
                 "name": "math",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -27,9 +28,14 @@ from loomos.rl.trainer import PPOTrainer, collect_trajectories
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded() -> Iterator[None]:
+    """One thread: more only get in each other's way at this size."""
     torch.manual_seed(0)
     np.random.seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def close(ours: Tensor, theirs: Any, tolerance: float = 1e-5) -> bool:

@@ -22,3 +22,8 @@ for _name, _id in IDS.items():
             entry_point="loomos.rl.environments.environment:FamilyEnvironment",
             kwargs={"family": str(_name)},
         )
+
+if "loomos/DeepSea-v0" not in gymnasium.registry:
+    gymnasium.register(
+        id="loomos/DeepSea-v0", entry_point="loomos.rl.environments.deep_sea:DeepSea"
+    )

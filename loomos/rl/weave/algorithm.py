@@ -1,0 +1,158 @@
+"""WEAVE for programs that collect their own experience."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loomos.errors import InvalidInput
+from loomos.manifest import ExplorationStrategy, RewardThread, WeaveConfig
+from loomos.rl.environments.task import ACTIONS, OBSERVATION_SIZE
+from loomos.rl.policies import make_agent
+from loomos.rl.rollouts import Rollout
+from loomos.rl.trainer import Trajectories, read_trajectories
+from loomos.rl.weave.agent import WeaveAgent
+from loomos.rl.weave.weave import Weave
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeaveShape:
+    """What an algorithm sees and does, and how it learns."""
+
+    state_dim: int
+    """Numbers of a state."""
+    action_dim: int
+    """Discrete actions."""
+    settings: WeaveConfig
+    """All else."""
+
+
+class WeaveAlgorithm:
+    """An agent in this process; for a training that must survive, see `algorithm: weave`."""
+
+    def __init__(
+        self,
+        settings: WeaveConfig | None = None,
+        *,
+        state_dim: int = OBSERVATION_SIZE,
+        action_dim: int = ACTIONS,
+    ) -> None:
+        """Make one; by default it fits every environment of `LoomRLGym`."""
+        given = settings or WeaveConfig()
+        self.config = WeaveShape(state_dim=state_dim, action_dim=action_dim, settings=given)
+        agent = make_agent(given, state_dim, gymnasium.spaces.Discrete(action_dim))
+        assert isinstance(agent, WeaveAgent)
+        self._generator = torch.Generator().manual_seed(given.seed)
+        self._weave = Weave(
+            agent, given, observation_size=state_dim, copies=1, generator=self._generator
+        )
+
+    @torch.no_grad()
+    def get_action(self, state: NDArray[Any]) -> tuple[int, float, float]:
+        """Sample an action for a state [state_dim].
+
+        Returns:
+            The action, its log-probability under the whole mixture, and the state's value: that of
+            the threads by their present weights.
+
+        Raises:
+            InvalidInput: the state has another size.
+        """
+        row = np.asarray(state, np.float32).reshape(-1)
+        if len(row) != self.config.state_dim:
+            raise InvalidInput(
+                f"a state of {len(row)} numbers; this algorithm takes {self.config.state_dim}"
+            )
+        acted = self._weave.agent.act(torch.from_numpy(row[None]), self._generator)
+        weights = torch.from_numpy(self._weave.threads.weights).float()
+        value = (acted.values[0, : len(weights)] * weights).sum()
+        return int(acted.actions[0]), float(acted.log_probs[0]), float(value)
+
+    def train_step(self, batch: Trajectories | Mapping[str, Any]) -> dict[str, float]:
+        """Learn from steps that follow each other.
+
+        Args:
+            batch: `states` [B, state_dim], `actions` [B], `log_probs` [B], `dones` [B], and
+                `rewards` [B] of the first thread, or [B, H] of all, in the order of
+                `reward_threads`.
+
+        Returns:
+            `actor_loss`, `critic_loss`, `entropy`, `kl_div` and others, means over the update.
+
+        Raises:
+            InvalidInput: a field is missing or of another shape than the rest.
+        """
+        fields = batch._asdict() if isinstance(batch, Trajectories) else dict(batch)
+        if fields.get("rewards") is None:
+            raise InvalidInput("trajectories.rewards is missing")
+        rewards = np.asarray(fields["rewards"], np.float32)
+        threads = len(self.config.settings.reward_threads)
+        if rewards.ndim == 1:
+            rewards = np.pad(rewards[:, None], ((0, 0), (0, threads - 1)))
+        if rewards.shape[1:] != (threads,):
+            raise InvalidInput(
+                f"trajectories.rewards has shape {list(rewards.shape)}; give one number a step, or "
+                f"{threads}, one for each thread"
+            )
+        given = read_trajectories({**fields, "rewards": rewards[:, 0]})
+        metrics = self._weave.update(self._rollout(given, rewards), remaining=1.0)
+        return {
+            **metrics,
+            "actor_loss": metrics["policy_loss"],
+            "critic_loss": metrics["value_loss"],
+        }
+
+    @torch.no_grad()
+    def _rollout(self, given: Trajectories, rewards: NDArray[np.float32]) -> Rollout:
+        agent = self._weave.agent
+        seen = torch.from_numpy(given.observations)
+        last = torch.from_numpy(given.final_observations).unsqueeze(0)
+        values = agent.value(seen)
+        over = given.terminated if given.truncated is None else given.terminated | given.truncated
+        return Rollout(
+            observations=seen,
+            actions=torch.from_numpy(given.actions),
+            log_probs=torch.from_numpy(given.log_probs),
+            rewards=torch.from_numpy(rewards).unsqueeze(1),
+            values=values,
+            next_values=torch.cat([values[1:], agent.value(last)]),
+            terminated=torch.from_numpy(over),
+            truncated=torch.zeros(over.shape, dtype=torch.bool),
+            next_observations=torch.cat([seen[1:], last]),
+        )
+
+
+def create_weave_algorithm(
+    exploration_strategies: Iterable[ExplorationStrategy | str] = (),
+    reward_threads: Iterable[RewardThread | str] = (),
+    *,
+    state_dim: int = OBSERVATION_SIZE,
+    action_dim: int = ACTIONS,
+    **settings: Any,
+) -> WeaveAlgorithm:
+    """A WEAVE with these strategies and threads.
+
+    Args:
+        exploration_strategies: what drives exploration; none for none.
+        reward_threads: what is rewarded; by default the task.
+        state_dim: numbers of a state.
+        action_dim: discrete actions.
+        settings: fields of `WeaveConfig`.
+
+    Raises:
+        ValueError: there is no such strategy or thread.
+        pydantic.ValidationError: a setting is unknown or out of range.
+    """
+    threads = [RewardThread(thread) for thread in reward_threads]
+    config = WeaveConfig(
+        exploration_strategies=[ExplorationStrategy(s) for s in exploration_strategies],
+        reward_threads=threads or [RewardThread.TASK_COMPLETION],
+        **settings,
+    )
+    return WeaveAlgorithm(config, state_dim=state_dim, action_dim=action_dim)
