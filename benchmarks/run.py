@@ -29,6 +29,7 @@ BENCHMARKS = (
     "weaver_trainings",
     "rl_control",
     "rl_language",
+    "rl_weave",
 )
 
 

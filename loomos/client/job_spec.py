@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from loomos.manifest import JobManifest
+from loomos.manifest import Document, DPOConfig, GRPOConfig, JobManifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,15 @@ class JobSpec:
     """A job in a few words.
 
     `config` takes `model_name`, `dataset`, `validation_dataset`, `tokenizer`, `model_config`, and
-    every field of `FineTuning`.
+    every field of `FineTuning`; of `ppo`, `weave`, `grpo` and `dpo` the fields of their settings.
     """
 
     name: str
     """Name of the job."""
     algorithm: str = "sft"
     """What to do."""
+    environment: str | dict[str, Any] | None = None
+    """Where a policy or a language model learns from rewards; a name, or name and config."""
     resources: ResourceRequirements = field(default_factory=ResourceRequirements)
     """With what."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class JobSpec:
     def to_manifest(self) -> JobManifest:
         """The manifest that says the same; unknown keys of `config` surface when it is checked."""
         rest = dict(self.config)
+        learning = self._learning(rest)
         model: dict[str, Any] = {}
         for ours, theirs in (
             ("model_name", "base_model"),
@@ -72,7 +75,11 @@ class JobSpec:
             "priority": self.priority,
             "resources": resources,
         }
-        if model:
+        if self.environment is not None:
+            spec["environment"] = self.environment
+        if learning:
+            spec[self.algorithm] = learning
+        if model or (rest and not learning):
             spec["model"] = {**model, "fine_tuning_config": rest}
         if data:
             spec["data"] = data
@@ -86,3 +93,17 @@ class JobSpec:
                 "spec": spec,
             }
         )
+
+    def _learning(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Take the settings of the algorithm out of `config`; a policy's are all that there are."""
+        if self.algorithm in ("ppo", "weave"):
+            found = dict(config)
+            config.clear()
+            if "num_epochs" in found:
+                found["n_epochs"] = found.pop("num_epochs")
+            return found
+        kinds: dict[str, type[Document]] = {"grpo": GRPOConfig, "dpo": DPOConfig}
+        if self.algorithm not in kinds:
+            return {}
+        names = set(kinds[self.algorithm].model_fields) & set(config)
+        return {name: config.pop(name) for name in sorted(names)}

@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from loomos.client.job_spec import JobSpec
 from loomos.errors import InvalidManifest
 from loomos.manifest import JobManifest, ManifestValidator, json_schema
 from tests.malformed import Malformed, malformed
@@ -154,3 +155,46 @@ def test_a_manifest_survives_its_own_json() -> None:
     job = JobManifest.from_dict(tiny_job("x")).job
     again = type(job).model_validate_json(job.model_dump_json())
     assert again == job
+
+
+# --- the short way ------------------------------------------------------------------------------
+
+
+def test_a_policy_in_a_few_words() -> None:
+    spec = JobSpec(
+        name="walker",
+        algorithm="weave",
+        environment="language",
+        config={"learning_rate": 1e-4, "batch_size": 64, "num_epochs": 3, "critics": 3},
+    )
+    job = spec.to_manifest().job.spec
+    assert job.environment is not None and job.environment.name == "language"
+    assert (job.weave.learning_rate, job.weave.batch_size) == (1e-4, 64)
+    assert (job.weave.n_epochs, job.weave.critics) == (3, 3)
+    assert job.divisible_by_ranks == 8
+
+
+def test_rewards_for_a_language_model_in_a_few_words() -> None:
+    spec = JobSpec(
+        name="solver",
+        algorithm="grpo",
+        environment={"name": "math", "config": {"terse": True}},
+        config={
+            "model_name": "init:llama",
+            "tokenizer": "byte",
+            "max_steps": 3,
+            "batch_size": 16,
+            "group_size": 4,
+            "beta": 0.04,
+        },
+    )
+    job = spec.to_manifest().job.spec
+    assert job.model is not None
+    assert (job.grpo.group_size, job.grpo.beta) == (4, 0.04)
+    assert job.model.fine_tuning_config.batch_size == 16
+    assert job.divisible_by_ranks == 4
+
+
+def test_a_config_without_a_model_is_not_lost() -> None:
+    with pytest.raises(InvalidManifest, match="base_model"):
+        _ = JobSpec(name="x", config={"learning_rate": 1e-4}).to_manifest().job
