@@ -217,6 +217,8 @@ class WeaveConfig(PPOConfig):
             raise ValueError(f"thread_weights needs {count} numbers, one for each thread")
         if self.thread_weights is not None and not sum(self.thread_weights):
             raise ValueError("thread_weights are all zero; raise one")
+        if count > 1 and self.normalize_rewards:
+            raise ValueError("normalize_rewards is for one thread; several are scaled as they are")
         if self.scalarization == "lagrangian" and len(self.thresholds) != count - 1:
             raise ValueError(
                 f"thresholds needs {count - 1} numbers, one for each thread but the first"

@@ -22,7 +22,7 @@ def returns(
     episodes: list[int],
     seed: int,
 ) -> list[float]:
-    """The undiscounted return of each of these episodes, played side by side.
+    """The undiscounted return of each of these episodes, of all threads, played side by side.
 
     Args:
         make: makes the environment.
@@ -40,7 +40,8 @@ def returns(
     while alive.any():
         seen = scale(pool.observations) if scale else pool.observations
         result = pool.step(agent.best(torch.from_numpy(seen)).numpy())
-        total[alive] += result.rewards[alive]
+        rewards = result.rewards if result.rewards.ndim == 1 else result.rewards.sum(axis=1)
+        total[alive] += rewards[alive]
         alive &= ~(result.terminated | result.truncated)
     pool.close()
     return [float(value) for value in total]

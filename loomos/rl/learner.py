@@ -23,9 +23,10 @@ from loomos.manifest import PPOConfig, WeaveConfig
 from loomos.rl.evaluation import mean_return
 from loomos.rl.making import environment_maker
 from loomos.rl.policies import make_agent
-from loomos.rl.pool import EnvironmentPool
+from loomos.rl.pool import EnvironmentPool, Make
 from loomos.rl.ppo import PPO
 from loomos.rl.rollouts import Collector
+from loomos.rl.threads import with_threads
 from loomos.rl.weave.making import make_weave
 from loomos.training.learner import Learner
 from loomos.training.model_state import load_model_state, model_state
@@ -49,7 +50,7 @@ class PolicyLearner(Learner):
         self._make = environment_maker(job.spec.environment)
         count = config.n_environments // self._world
         copies = range(self._rank * count, (self._rank + 1) * count)
-        self._pool = EnvironmentPool(self._make, copies, seed=config.seed)
+        self._pool = EnvironmentPool(self._rewarded(self._make), copies, seed=config.seed)
         self._generator = torch.Generator()
         share = config.model_copy(
             update={"minibatch_size": max(1, config.minibatch_size // self._world)}
@@ -61,6 +62,9 @@ class PolicyLearner(Learner):
 
     def _settings(self, job: TrainAssignment) -> PPOConfig:
         return job.spec.ppo
+
+    def _rewarded(self, make: Make) -> Make:
+        return make
 
     def _make_ppo(self, config: PPOConfig, average: Callable[[Tensor], None] | None) -> PPO:
         agent = make_agent(config, self._pool.observation_size, self._pool.action_space)
@@ -166,6 +170,10 @@ class WeaveLearner(PolicyLearner):
 
     def _settings(self, job: TrainAssignment) -> PPOConfig:
         return job.spec.weave
+
+    def _rewarded(self, make: Make) -> Make:
+        assert isinstance(self._config, WeaveConfig)
+        return with_threads(make, self._config.reward_threads)
 
     def _make_ppo(self, config: PPOConfig, average: Callable[[Tensor], None] | None) -> PPO:
         assert isinstance(config, WeaveConfig)

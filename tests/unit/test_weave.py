@@ -12,13 +12,21 @@ import pytest
 import torch
 
 from loomos.errors import InvalidInput
-from loomos.manifest import ExplorationStrategy, PPOConfig, RewardThread, WeaveConfig
+from loomos.manifest import (
+    EnvironmentChoice,
+    ExplorationStrategy,
+    PPOConfig,
+    RewardThread,
+    WeaveConfig,
+)
 from loomos.rl import LoomRLGym, WeaveAlgorithm, create_weave_algorithm
+from loomos.rl.making import environment_maker
 from loomos.rl.networks import Categorical, DiagonalGaussian
 from loomos.rl.policies import make_agent
 from loomos.rl.pool import EnvironmentPool
 from loomos.rl.ppo import PPO
 from loomos.rl.rollouts import Collector, Rollout
+from loomos.rl.threads import with_threads
 from loomos.rl.weave import Mixture
 from loomos.rl.weave.bonuses import CountBonus, NoveltyBonus
 from loomos.rl.weave.making import make_weave
@@ -245,6 +253,7 @@ def test_a_multiplier_rises_while_its_constraint_is_broken_and_never_below_zero(
     [
         ({"reward_threads": TWO, "thread_weights": [1.0]}, "thread_weights needs 2 numbers"),
         ({"reward_threads": TWO, "scalarization": "lagrangian"}, "thresholds needs 1 numbers"),
+        ({"reward_threads": TWO, "normalize_rewards": True}, "normalize_rewards is for one"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], said: str) -> None:
@@ -337,3 +346,40 @@ def test_it_learns_arithmetic_by_typing() -> None:
         "loomos/Math-v0", config, config.updates, config={"max_steps": 6, "reward_shaping": shaping}
     )
     assert np.mean(found[-500:]) > 2 * np.mean(found[:500])
+
+
+def test_environments_give_rewards_of_several_threads() -> None:
+    threads = list(RewardThread)
+    make = with_threads(environment_maker(EnvironmentChoice(name="language")), threads)
+    environment = make()
+    environment.reset(seed=0)
+    task = environment.unwrapped.task  # type: ignore[attr-defined]
+    *words, stop = task.solution()
+    for word in words:
+        _, rewards, _, _, _ = environment.step(word)
+        assert rewards.tolist() == [0, 0, 0, -1 / 50, 0]
+    _, rewards, over, _, _ = environment.step(stop)
+    assert over
+    assert rewards.tolist() == [1, 1, 1, -1 / 50, 1]  # noun, verb, noun; no word twice
+    alone = with_threads(environment_maker(EnvironmentChoice(name="language")), threads[:1])
+    assert isinstance(alone().unwrapped.reset(seed=0)[0], np.ndarray)
+
+
+def test_it_learns_several_threads_at_once() -> None:
+    config = WeaveConfig(
+        **SMALL, reward_threads=[RewardThread.TASK_COMPLETION, RewardThread.EFFICIENCY]
+    )
+    make = with_threads(
+        environment_maker(EnvironmentChoice(name="language")), config.reward_threads
+    )
+    pool = EnvironmentPool(make, range(8), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    weave, collector = make_weave(pool, config, generator=generator), Collector(pool, config)
+    collector.reset()
+    rollout, episodes = collector.collect(weave.agent, 64, generator)
+    weave.note(episodes)
+    assert rollout.rewards.shape == (64, 8, 2)
+    assert rollout.values.shape == (64, 8, 3)  # two threads and a bonus
+    assert len(episodes.thread_returns[0]) == 2
+    metrics = weave.update(rollout, remaining=1.0)
+    assert math.isfinite(metrics["loss"])
