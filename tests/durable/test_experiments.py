@@ -116,6 +116,7 @@ async def test_the_control_worker_dies_ten_times_and_nothing_is_run_twice(stack:
     }
 
 
+@pytest.mark.slow
 async def test_a_trial_goes_on_on_another_node_from_what_it_saved(stack: Stack, tmp_path):
     document = experiment(
         "stepwise", tmp_path, trials=2, parallelism=2, seed=1, arguments={"seconds": 0.5}
@@ -290,6 +291,7 @@ async def test_functions_do_not_see_secrets(stack: Stack, tmp_path):
     assert trials[0].values == [0.0]
 
 
+@pytest.mark.slow
 async def test_histories_stay_bounded(stack: Stack):
     """A thousand trials and more go through several runs, and none of them is lost or repeated."""
     unit = {"type": "uniform", "min": 0, "max": 1}

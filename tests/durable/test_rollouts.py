@@ -294,7 +294,10 @@ def _health(stack: Stack):  # type: ignore[no-untyped-def]
     return healthy
 
 
-@pytest.mark.parametrize(("victim", "stage"), [("control", "half"), ("serve-1", "half")])
+@pytest.mark.parametrize(
+    ("victim", "stage"),
+    [("control", "half"), pytest.param("serve-1", "half", marks=pytest.mark.slow)],
+)
 async def test_a_death_in_the_middle_of_a_canary(
     stack: Stack, client: LoomOSClient, endpoint: str, versions: Versions, victim: str, stage: str
 ) -> None:
