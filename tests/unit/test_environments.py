@@ -149,6 +149,10 @@ JUNK = [
     '{"tool": "finish", "arguments": {"answer": -1}}',
     "Move: 99",
     "[[[], null]]",
+    '{"tool": [], "arguments": {}}',
+    '{"tool": {"finish": 1}, "arguments": {}}',
+    '{"tool": "call", "arguments": {}}',
+    '{"tool": "finish", "arguments": []}',
 ]
 
 

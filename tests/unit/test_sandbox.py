@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from loomos.rl.environments import FamilyEnvironment
-from loomos.rl.environments.code import CodeTask
-from loomos.rl.environments.programs import PROGRAMS
+from loomos.rl.environments.code import CodeTask, run
+from loomos.rl.environments.programs import PROGRAMS, TELLING, Program, telling_inputs
 from loomos.rl.sandbox import Limits, SandboxMissing, run_function, run_jailed, run_query
 
 LIMITS = Limits(wall_s=4, cpu_s=2, memory_bytes=256 * 2**20)
@@ -41,20 +41,11 @@ def test_an_error_of_one_call_leaves_the_others() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_every_planted_fault_is_one(program: object) -> None:
-    """Each broken program differs from the right one in some of many runs."""
-    import json
-
-    import numpy as np
-
-    from loomos.rl.environments.code import run
-    from loomos.rl.environments.programs import Program
-
-    assert isinstance(program, Program)
-    random = np.random.default_rng(0)
-    inputs = json.dumps([program.inputs(random, 1 + n % 16) for n in range(60)])
+def test_every_planted_fault_is_one(program: Program) -> None:
+    """Each broken program differs from the right one on inputs that are among every task's."""
+    inputs = json.dumps(telling_inputs(program))
     right = run(program.language, program.name, program.source, inputs, 10.0)
-    assert len(right.values) == 60 and all("value" in value for value in right.values)
+    assert len(right.values) == TELLING and all("value" in value for value in right.values)
     for before, after in program.faults:
         broken = program.source.replace(before, after, 1)
         assert broken != program.source
@@ -99,12 +90,12 @@ ATTACKS = {
     "read the parent's memory": "def f():\n    return open('/proc/1/environ').read()",
     "list the root": "import os\ndef f():\n    return os.listdir('/')",
     "write to the library": "def f():\n    open('/usr/lib/evil', 'w').write('x')",
-    "write its own code": "def f():\n    open('/work/code.py', 'w').write('x')",
+    "write its own code": "def f():\n    open('/jail/code.py', 'w').write('x')",
     "fill the disk": (
         "def f():\n    with open('/tmp/x', 'wb') as file:\n        while True:\n"
         "            file.write(b'x' * 10**6)"
     ),
-    "remove files": "import shutil\ndef f():\n    shutil.rmtree('/work')",
+    "remove files": "import shutil\ndef f():\n    shutil.rmtree('/jail')",
     "symlink": "import os\ndef f():\n    os.symlink('/etc', '/tmp/etc')",
     "connect to the host": (
         "import socket\ndef f():\n    socket.create_connection(('127.0.0.1', {port}))"
@@ -183,11 +174,8 @@ def test_an_attack_does_no_harm(attack: str, secret: Path) -> None:
         code = ATTACKS[attack].replace("{secret}", str(secret))
         code = code.replace("{port}", str(server.getsockname()[1]))
         before = {child.pid for child in psutil.Process().children(recursive=True)}
-        began = time.monotonic()
         found = run_function("python", code, "f", [[]], limits=LIMITS)
-        took_s = time.monotonic() - began
         server.shutdown(socket.SHUT_RDWR)
-    assert took_s < 30  # the run was ended; how fast is not asserted
     assert not reached.is_set()
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
     assert secret.read_text() == "42"
@@ -201,22 +189,28 @@ def test_forty_attacks_are_tried() -> None:
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("code", "values"),
     [
-        "function f() { while (true) {} }",
-        "function f() { const x = []; while (true) x.push(new Array(1e6).fill(1)); }",
-        "function f() { return require('fs').readFileSync('/etc/passwd', 'utf8'); }",
-        "function f() { return process.env; }",
-        "function f() { return this.constructor.constructor('return process')().pid; }",
-        "function f() { return import('fs'); }",
-        "Object.prototype.toJSON = () => 42; function f() { return 1; }",
+        ("function f() { while (true) {} }", []),
+        ("function f() { const x = []; while (true) x.push(new Array(1e6).fill(1)); }", []),
+        (
+            "function f() { return require('fs').readFileSync('/etc/passwd', 'utf8'); }",
+            [{"error": "ReferenceError"}],
+        ),
+        ("function f() { return process.env; }", [{"error": "ReferenceError"}]),
+        (
+            "function f() { return this.constructor.constructor('return process')().pid; }",
+            [{"error": "EvalError"}],
+        ),
+        ("function f() { return import('fs'); }", [{"value": {}}]),
+        (
+            "Object.prototype.toJSON = () => 42; function f() { return 1; }",
+            [{"error": "NotAnOutput"}],
+        ),
     ],
 )
-def test_javascript_attacks_do_no_harm(code: str) -> None:
-    found = run_function("javascript", code, "f", [[]], limits=LIMITS)
-    honest = found.values and set(found.values[0]) == {"value"} and found.values[0]["value"] == 42
-    assert not honest or "toJSON" in code
-    assert "root:" not in str(found)
+def test_javascript_attacks_do_no_harm(code: str, values: list[object]) -> None:
+    assert run_function("javascript", code, "f", [[]], limits=LIMITS).values == values
 
 
 @pytest.mark.parametrize(
@@ -246,6 +240,7 @@ def test_system_calls_are_refused_where_no_harness_looks() -> None:
         ("import os; os.fork()", "forbidden call"),
         ("import socket; socket.socket()", "forbidden call"),
         ("import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)", "forbidden call"),
+        ("import ctypes; ctypes.CDLL(None).syscall(0x40000000 + 39)", "forbidden call"),
         ("import os; os.unshare(0) if hasattr(os, 'unshare') else os.fork()", "forbidden call"),
     ):
         ran = run_jailed(["/usr/bin/python3", "-I", "-c", call], files={}, limits=LIMITS)

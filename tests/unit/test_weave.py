@@ -84,10 +84,8 @@ def test_with_all_of_it_off_it_is_ppo_bit_for_bit(name: str) -> None:
     off = WeaveConfig(**SMALL, critics=1, exploration_strategies=[])
     weave, others = learn(name, off, 8)
     assert returns == others
-    theirs = dict(plain.agent.named_parameters())
     for parameter, other in zip(plain.parameters, weave.parameters, strict=True):
         assert torch.equal(parameter, other)
-    assert theirs
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
@@ -245,7 +243,6 @@ def test_a_multiplier_rises_while_its_constraint_is_broken_and_never_below_zero(
     assert shares[0] < shares[1] < shares[2] > shares[3] > shares[4]
     assert shares[0] == pytest.approx(0.5)  # multiplier 0.5 * (-1 + 3) = 1 beside 1
     assert shares[-1] == 0
-    assert all(math.isclose(share, share) for share in shares)
 
 
 @pytest.mark.parametrize(

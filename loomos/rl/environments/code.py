@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loomos.rl.environments.config import CodeConfig, EnvironmentType
-from loomos.rl.environments.programs import PROGRAMS, Program
+from loomos.rl.environments.programs import PROGRAMS, Program, telling_inputs
 from loomos.rl.environments.task import ACTIONS, Family, Task, Verdict, one_hot, pad, spread
 from loomos.rl.sandbox import Limits, Outputs, run_function, run_query
 
@@ -26,7 +26,7 @@ SUBMIT = ACTIONS - 1
 
 TESTS = 8
 LARGE = 20_000
-"""Numbers that a fast program must get through; a slow one would need 100,000 times as long."""
+"""Numbers that a fast program must get through; a slow one takes 10,000 times as many steps."""
 
 LONGEST_PROGRAM = 50_000
 LONGEST_LINE = 100
@@ -44,7 +44,8 @@ class CodeTask(Task):
         random: np.random.Generator,
     ) -> None:
         self.kind, self.program, self._config = kind, program, config
-        self._inputs = [program.inputs(random, 1 + (size * n) // TESTS) for n in range(TESTS)]
+        drawn = [program.inputs(random, 1 + (size * n) // TESTS) for n in range(TESTS)]
+        self._inputs = [*telling_inputs(program), *drawn]
         if kind == "optimization":
             self._inputs.append(program.inputs(random, LARGE))
         self._candidates = self._make_candidates(random)
@@ -60,7 +61,7 @@ class CodeTask(Task):
         """The right program first, then different wrong ones."""
         program = self.program
         if self.kind == "testing":
-            return _candidate_tests(self._inputs, self._expected(), random)
+            return _candidate_tests(self._inputs, self._expected())
         wrong = [program.source.replace(a, b, 1) for a, b in program.faults]
         wrong = [str(source) for source in random.permutation(wrong)]
         if self.kind == "optimization":
@@ -104,7 +105,7 @@ class CodeTask(Task):
         return self._judge(blocks[-1] if blocks else completion)
 
     def right_replies(self) -> list[str]:
-        """The right program, or a right test for each planted fault."""
+        """The right program, or tests that find every planted fault."""
         return [f"```\n{self._candidates[0]}```"]
 
     # --- judging ---
@@ -126,7 +127,7 @@ class CodeTask(Task):
             return Verdict(is_over=True, facts={**facts, "escape": outputs.detail})
         if right == len(self._inputs):
             return Verdict(is_over=True, is_correct=True, share=1.0)
-        return Verdict(is_over=True, share=0.9 * right / len(self._inputs), facts=facts)
+        return Verdict(is_over=True, share=right / len(self._inputs), facts=facts)
 
     def _expected(self) -> list[dict[str, Any]]:
         return self._run(self.program.source, self._inputs).values
@@ -152,7 +153,7 @@ class CodeTask(Task):
         share = killed / len(self.program.faults)
         if share >= self._config.test_suite_coverage:
             return Verdict(is_over=True, is_correct=True, share=1.0)
-        return Verdict(is_over=True, share=0.9 * share, facts={"killed": killed})
+        return Verdict(is_over=True, share=share, facts={"killed": killed})
 
 
 _WISH = {
@@ -199,9 +200,7 @@ def read_cases(text: str) -> list[list[Any]]:
     return cases if fits else []
 
 
-def _candidate_tests(
-    inputs: list[list[Any]], expected: list[dict[str, Any]], random: np.random.Generator
-) -> list[str]:
+def _candidate_tests(inputs: list[list[Any]], expected: list[dict[str, Any]]) -> list[str]:
     """Tests that find the faults, then sets of one test, some of them wrong."""
     pairs = [[i, e["value"]] for i, e in zip(inputs, expected, strict=True) if "value" in e]
     few = [json.dumps([[arguments, None]]) for arguments, _ in pairs[:4]]

@@ -115,7 +115,7 @@ class LanguageTask(Task):
         facts = {"threads": self._threads(sentence)}
         if all(kept):
             return Verdict(is_over=True, is_correct=True, share=1.0, facts=facts)
-        return Verdict(is_over=True, share=0.9 * share, facts=facts)
+        return Verdict(is_over=True, share=share, facts=facts)
 
     def _threads(self, sentence: list[str]) -> dict[str, float]:
         """Scores from 0 to 1 of what one may want besides the task."""

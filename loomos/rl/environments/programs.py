@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +27,17 @@ class Program(NamedTuple):
     """Arguments of a call, of a size from 1 up; of a query, the statements that fill tables."""
     slow: str = ""
     """The same done in far more steps; for whoever makes it fast."""
+
+
+TELLING = 40
+"""Inputs that are among every task's tests."""
+
+
+@functools.cache
+def telling_inputs(program: Program) -> list[list[Any]]:
+    """Inputs on which every broken program differs from the right one; a test holds that."""
+    random = np.random.default_rng(0)
+    return [program.inputs(random, 1 + n % 16) for n in range(TELLING)]
 
 
 def _numbers(random: Random, size: int) -> list[Any]:

@@ -118,7 +118,8 @@ class Records:
         Raises:
             ValueError: it cannot be done; says why.
         """
-        tool = TOOLS.get(call.get("tool", "")) if isinstance(call, dict) else None
+        name = call.get("tool") if isinstance(call, dict) else None
+        tool = TOOLS.get(name) if isinstance(name, str) else None
         if tool is None or set(call) != {"tool", "arguments"}:
             raise ValueError(
                 'a call is {"tool": NAME, "arguments": {...}} with one of ' + ", ".join(TOOLS)
@@ -129,7 +130,7 @@ class Records:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "arguments"
             raise ValueError(f"{where}: {problem['msg']}") from None
-        handler: Callable[[Any], Any] = getattr(self, "_" + call["tool"])
+        handler: Callable[[Any], Any] = getattr(self, f"_{name}")
         return handler(arguments)
 
     def _find_customer(self, given: FindCustomer) -> Any:
@@ -254,7 +255,7 @@ class ToolTask(Task):
         if self.records == self._wanted:
             return Verdict(is_over=True, is_correct=True, share=1.0)
         left = _distance(self.records, self._wanted)
-        return Verdict(is_over=True, share=max(0.0, 0.9 * (1 - left / self._changes)))
+        return Verdict(is_over=True, share=max(0.0, 1 - left / self._changes))
 
     def solution(self) -> list[int]:
         """The right calls of the menu, made again where one failed for no reason."""

@@ -129,7 +129,7 @@ def _walls(folder: str, filter_fd: int) -> list[str]:
     if not sys.base_prefix.startswith("/usr"):
         walls += ["--ro-bind", sys.base_prefix, sys.base_prefix]
     walls += ["--proc", "/proc", "--dev", "/dev", "--size", str(16 * 2**20), "--tmpfs", "/tmp"]
-    walls += ["--ro-bind", folder, "/work", "--chdir", "/work", "--seccomp", str(filter_fd)]
+    walls += ["--ro-bind", folder, "/jail", "--chdir", "/jail", "--seccomp", str(filter_fd)]
     walls += ["--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp"]
     return walls
 

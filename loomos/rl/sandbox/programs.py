@@ -55,7 +55,7 @@ def run_function(
     if node is None:
         raise SandboxMissing("JavaScript runs in node only; install it: apt-get install nodejs")
     files = {"harness.js": _harness("function.js"), "code.js": code.encode(errors="replace")}
-    command = [node, "--max-old-space-size=128", "/work/harness.js"]
+    command = [node, "--max-old-space-size=128", "/jail/harness.js"]
     limits = Limits(**{**vars(limits), "address_space": False})
     return _outputs(run_jailed(command, files=files, given=given, limits=limits), len(inputs))
 
@@ -79,7 +79,7 @@ def _harness(name: str) -> bytes:
 
 def _python() -> list[str]:
     executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    return [executable, "-I", "-S", "-B", "/work/harness.py"]
+    return [executable, "-I", "-S", "-B", "/jail/harness.py"]
 
 
 def _outputs(ran: Ran, expected: int) -> Outputs:

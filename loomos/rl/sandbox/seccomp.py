@@ -41,10 +41,13 @@ KILLED = {
     },
 }  # fmt: skip
 
+X32 = 0x40000000
+"""Numbers from here are those of x86-64's second interface, which would pass by the list."""
+
 CLONE = {"x86_64": 56, "aarch64": 220}
 CLONE3 = 435
 
-LOAD, JUMP_EQUAL, JUMP_SET, RETURN = 0x20, 0x15, 0x45, 0x06
+LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
 def program() -> bytes:
@@ -61,6 +64,8 @@ def program() -> bytes:
         _step(JUMP_EQUAL, AUDIT_ARCHITECTURE[machine], 1, 0),
         _step(RETURN, KILL),
         _step(LOAD, 0),
+        _step(JUMP_AT_LEAST, X32, 0, 1),
+        _step(RETURN, KILL),
         # glibc falls back from clone3, whose flags a filter cannot read, to clone.
         _step(JUMP_EQUAL, CLONE3, 0, 1),
         _step(RETURN, NOT_IMPLEMENTED),

@@ -1,4 +1,4 @@
-"""Calls a function of `/work/code.py` on inputs; a line of JSON per call.
+"""Calls a function of `/jail/code.py` on inputs; a line of JSON per call.
 
 An audit hook ends the process at what an honest function has no use for. It is there to tell of
 attempts; the walls are bubblewrap and the seccomp filter.
@@ -25,7 +25,7 @@ FORBIDDEN = (
 def main() -> None:
     """Read, run, write."""
     given = json.loads(sys.stdin.read())
-    with open("/work/code.py") as file:
+    with open("/jail/code.py") as file:
         program = compile(file.read(), "code.py", "exec")
     answers = os.dup(1)
     os.dup2(2, 1)  # what the code prints is no answer
@@ -51,9 +51,9 @@ def _hook(library: tuple[str, ...]) -> Any:
             path, mode = arguments[0], arguments[1]
             if is_a(path, text) and path.startswith(library) and mode in ("r", "rb", None):
                 return
-        elif (
-            event == "os.listdir" and text(arguments[0]).startswith(library)
-        ) or not event.startswith(forbidden):
+        elif event == "os.listdir" and text(arguments[0]).startswith(library):
+            return  # the import system looks into folders
+        elif not event.startswith(forbidden):
             return
         write(2, b"\nFORBIDDEN " + event.encode() + b"\n")
         leave(99)
