@@ -6,8 +6,9 @@ and load neither torch nor temporalio. They are imported when first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loomos._lazy import lazy
 
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
@@ -22,16 +23,13 @@ __all__ = [
     "ResourceRequirements",
 ]
 
-_HOME = {
-    "JobManifest": "loomos.manifest",
-    "JobSpec": "loomos.client.job_spec",
-    "LoomOSClient": "loomos.client.http",
-    "ManifestValidator": "loomos.manifest",
-    "ResourceRequirements": "loomos.client.job_spec",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'loomos' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "JobManifest": "loomos.manifest",
+        "JobSpec": "loomos.client.job_spec",
+        "LoomOSClient": "loomos.client.http",
+        "ManifestValidator": "loomos.manifest",
+        "ResourceRequirements": "loomos.client.job_spec",
+    },
+)

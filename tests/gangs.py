@@ -172,3 +172,22 @@ class Lab:
 
         keys = (item.key for item in self.store.objects(checkpoints_prefix(self.job_id)))
         return sorted(ref for ref in map(parse_checkpoint_manifest, keys) if ref)
+
+
+async def resumes_to_the_same_bits(
+    undisturbed: Lab, disturbed: Lab, nodes: int = 1, ranks: int = 1
+) -> None:
+    """Kill all ranks of a run of 30 steps that checkpoints every 10; it ends as if nothing was."""
+    whole = await undisturbed.run(nodes, ranks)
+    killed = await disturbed.run(nodes, ranks, at_step=17)
+    resumed = await disturbed.run(nodes, ranks)
+
+    assert killed.codes == [-9] * nodes
+    assert resumed.outcome.resumed_from == CheckpointRef(generation=1, step=10)
+    assert resumed.outcome.step == whole.outcome.step == 30
+    assert disturbed.weights(resumed.outcome.checkpoint) == undisturbed.weights(
+        whole.outcome.checkpoint
+    )
+    assert resumed.outcome.loss == whole.outcome.loss
+    assert resumed.outcome.validation_loss == whole.outcome.validation_loss
+    assert resumed.outcome.episode_return == whole.outcome.episode_return

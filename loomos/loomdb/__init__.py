@@ -7,8 +7,9 @@ and are imported alone by whoever only verifies; the rest is imported when first
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loomos._lazy import lazy
 
 if TYPE_CHECKING:
     from loomos.loomdb.appends import Recorded
@@ -31,21 +32,18 @@ __all__ = [
     "Service",
 ]
 
-_HOME = {
-    "AuditContext": "events",
-    "Event": "events",
-    "EventType": "event_types",
-    "LoomDB": "database",
-    "MetricSummary": "metrics",
-    "Metrics": "metrics",
-    "NewEvent": "events",
-    "Projection": "projections",
-    "Recorded": "appends",
-    "Service": "events",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'loomos.loomdb' has no attribute {name!r}")
-    return getattr(import_module(f"loomos.loomdb.{_HOME[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "AuditContext": "loomos.loomdb.events",
+        "Event": "loomos.loomdb.events",
+        "EventType": "loomos.loomdb.event_types",
+        "LoomDB": "loomos.loomdb.database",
+        "MetricSummary": "loomos.loomdb.metrics",
+        "Metrics": "loomos.loomdb.metrics",
+        "NewEvent": "loomos.loomdb.events",
+        "Projection": "loomos.loomdb.projections",
+        "Recorded": "loomos.loomdb.appends",
+        "Service": "loomos.loomdb.events",
+    },
+)

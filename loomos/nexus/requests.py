@@ -41,7 +41,8 @@ def workload(job: TrainingRunInput, inputs: ResolvedInputs, world_size: int) -> 
     shape = f"{spec.algorithm}/{spec.work_per_step}"
     if spec.model is not None:
         tuning = spec.model.fine_tuning_config
-        shape = f"{tuning.method}/{tuning.batch_size}x{tuning.sequence_length}/{tuning.precision}"
+        size = f"{tuning.batch_size}x{tuning.sequence_length}"
+        shape = f"{spec.algorithm}/{tuning.method}/{size}/{tuning.precision}"
     return f"{inputs.model.sha256[:32]}/{shape}/{world_size}"
 
 

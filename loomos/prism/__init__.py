@@ -10,7 +10,9 @@ Example:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loomos._lazy import lazy
 
 if TYPE_CHECKING:
     from loomos.prism.verifier import (
@@ -31,11 +33,4 @@ __all__ = [
     "VerificationSuite",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Load the verifier when it is first named: detectors and statistics need nothing of it."""
-    if name in __all__:
-        from loomos.prism import verifier
-
-        return getattr(verifier, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, dict.fromkeys(__all__, "loomos.prism.verifier"))

@@ -5,8 +5,9 @@ Names are imported when first used; most of them need torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loomos._lazy import lazy
 
 if TYPE_CHECKING:
     from loomos.manifest import EnvironmentChoice, PPOConfig
@@ -31,23 +32,20 @@ __all__ = [
     "load_policy",
 ]
 
-_HOME = {
-    "EnvironmentChoice": "loomos.manifest",
-    "EnvironmentType": "loomos.rl.environments",
-    "LoomEnvironment": "loomos.rl.environments",
-    "LoomRLGym": "loomos.rl.gym",
-    "PPOConfig": "loomos.manifest",
-    "PPOTrainer": "loomos.rl.trainer",
-    "Policy": "loomos.rl.policies",
-    "Trajectories": "loomos.rl.trainer",
-    "collect_trajectories": "loomos.rl.trainer",
-    "WeaveAlgorithm": "loomos.rl.weave.algorithm",
-    "create_weave_algorithm": "loomos.rl.weave.algorithm",
-    "load_policy": "loomos.rl.policies",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'loomos.rl' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "EnvironmentChoice": "loomos.manifest",
+        "EnvironmentType": "loomos.rl.environments",
+        "LoomEnvironment": "loomos.rl.environments",
+        "LoomRLGym": "loomos.rl.gym",
+        "PPOConfig": "loomos.manifest",
+        "PPOTrainer": "loomos.rl.trainer",
+        "Policy": "loomos.rl.policies",
+        "Trajectories": "loomos.rl.trainer",
+        "collect_trajectories": "loomos.rl.trainer",
+        "WeaveAlgorithm": "loomos.rl.weave.algorithm",
+        "create_weave_algorithm": "loomos.rl.weave.algorithm",
+        "load_policy": "loomos.rl.policies",
+    },
+)

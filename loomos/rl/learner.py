@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from loomos.rl.threads import with_threads
 from loomos.rl.weave.making import make_weave
 from loomos.training.learner import Learner
 from loomos.training.model_state import load_model_state, model_state
+from loomos.training.setup import Workplace
 from loomos.training.shards import CheckpointManifest, TensorDict, own_prefix
 
 NEWEST_EPISODES = 100
@@ -39,11 +39,11 @@ NEWEST_EPISODES = 100
 class PolicyLearner(Learner):
     """One rank's share of the copies; gradients are averaged over ranks."""
 
-    def __init__(self, job: TrainAssignment, control: Any) -> None:
+    def __init__(self, place: Workplace) -> None:
+        job = place.job
         assert job.spec.environment is not None
         self._config = config = self._settings(job)
-        self._control = control
-        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._control, self._rank, self._world = place.control, place.rank, place.world
         self.total_steps = config.updates
         self.evaluates = config.evaluate_episodes > 0
         self.evaluate_every = config.evaluate_every or max(1, self.total_steps // 10)

@@ -34,7 +34,9 @@ class Judged(NamedTuple):
     entropy: Tensor
     """[B]."""
     values: Tensor
-    """[B, S]."""
+    """[B, S]; [B, M, S] of M critics that learn side by side."""
+    regularizer: Tensor | None = None
+    """Added to the loss as it is."""
 
 
 class Agent(Protocol):

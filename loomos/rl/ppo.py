@@ -52,6 +52,7 @@ class PPO:
         """
         self.agent: Any = agent
         self.config = config
+        self.entropy_coef = config.entropy_coef
         self.parameters = [p for p in agent.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             self.parameters, lr=config.learning_rate, eps=ADAM_EPSILON, fused=True
@@ -136,7 +137,9 @@ class PPO:
         judged = self.agent.judge(observations, actions)
         if self.config.normalize_advantage:
             advantages = normalize(advantages)
-        return ppo_loss(
+        if judged.values.ndim > returns.ndim:
+            old_values, returns = old_values.unsqueeze(1), returns.unsqueeze(1)
+        loss = ppo_loss(
             log_probs=judged.log_probs,
             old_log_probs=old_log_probs,
             advantages=advantages,
@@ -147,16 +150,23 @@ class PPO:
             clip_epsilon=clip,
             clip_value=self.config.clip_value,
             value_loss_coef=self.config.value_loss_coef,
-            entropy_coef=self.config.entropy_coef,
+            entropy_coef=self.entropy_coef,
         )
+        if judged.regularizer is None:
+            return loss
+        return loss._replace(total=loss.total + judged.regularizer)
 
     def _has_moved_too_far(self, loss: PPOLoss) -> bool:
         if self.config.target_kl is None:
             return False
         moved = loss.approx_kl.clone()
-        if self._average is not None:
-            self._average(moved)
+        self._over_ranks(moved)
         return float(moved) > 1.5 * self.config.target_kl
+
+    def _over_ranks(self, values: Tensor) -> None:
+        """Put the average over all ranks in their place."""
+        if self._average is not None:
+            self._average(values)
 
     def _step(self, loss: Tensor) -> Tensor:
         """One step of the optimizer; the gradient's norm before it was clipped."""

@@ -101,7 +101,7 @@ class Collector:
             following = self._see(result.observations, learn=True)
             cut = np.flatnonzero(result.truncated & ~result.terminated)
             if len(cut):
-                last = torch.from_numpy(self._see(result.final_observations[cut], learn=False))
+                last = torch.from_numpy(led_to[-1][cut])
                 cut_values.append((step, cut, agent.value(last)))
             seen = torch.from_numpy(following)
         self.seen = seen

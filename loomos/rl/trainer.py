@@ -131,24 +131,31 @@ class PPOTrainer:
         if self._ppo is None:
             self.prepare(given.observations.shape[-1], _space_of(given.actions))
         assert self._ppo is not None
-        return self._ppo.update(self._as_rollout(given, self._ppo.agent), remaining=1.0)
+        return self._ppo.update(rollout_of(given, self._ppo.agent), remaining=1.0)
 
-    @torch.no_grad()
-    def _as_rollout(self, given: Trajectories, agent: Any) -> Rollout:
-        observations = torch.from_numpy(given.observations)
-        values = agent.value(observations)
-        last = agent.value(torch.from_numpy(given.final_observations)).unsqueeze(0)
-        over = given.terminated if given.truncated is None else given.terminated | given.truncated
-        return Rollout(
-            observations=observations,
-            actions=torch.from_numpy(given.actions),
-            log_probs=torch.from_numpy(given.log_probs),
-            rewards=torch.from_numpy(given.rewards).to(values.dtype).unsqueeze(-1),
-            values=values,
-            next_values=torch.cat([values[1:], last]),
-            terminated=torch.from_numpy(over),
-            truncated=torch.zeros(over.shape, dtype=torch.bool),
-        )
+
+@torch.no_grad()
+def rollout_of(given: Trajectories, agent: Any) -> Rollout:
+    """What an update takes, of trajectories whose rewards are [T, N] or, of S streams, [T, N, S].
+
+    What was truncated counts as ended, for it is not known what it led to.
+    """
+    observations = torch.from_numpy(given.observations)
+    last = torch.from_numpy(given.final_observations).unsqueeze(0)
+    values = agent.value(observations)
+    over = given.terminated if given.truncated is None else given.terminated | given.truncated
+    rewards = torch.from_numpy(given.rewards).to(values.dtype)
+    return Rollout(
+        observations=observations,
+        actions=torch.from_numpy(given.actions),
+        log_probs=torch.from_numpy(given.log_probs),
+        rewards=rewards.view(*over.shape, -1),
+        values=values,
+        next_values=torch.cat([values[1:], agent.value(last)]),
+        terminated=torch.from_numpy(over),
+        truncated=torch.zeros(over.shape, dtype=torch.bool),
+        next_observations=torch.cat([observations[1:], last]),
+    )
 
 
 def ppo_config(config: PPOConfig | Mapping[str, Any] | None) -> PPOConfig:

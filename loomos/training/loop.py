@@ -22,11 +22,11 @@ import torch.distributed as dist
 from loomos.errors import InvalidInput
 from loomos.jobs.training import CheckpointRef, TrainAssignment, TrainOutcome
 from loomos.manifest import Runtime
-from loomos.storage import Store, open_store
+from loomos.storage import open_store
 from loomos.training.checkpoint import Checkpointer
 from loomos.training.fences import read_fence
 from loomos.training.learner import Learner
-from loomos.training.setup import RankContext
+from loomos.training.setup import RankContext, Workplace
 from loomos.training.shards import CheckpointManifest, TensorDict
 from loomos.weaver.pruning import Judge
 
@@ -47,7 +47,8 @@ def train(job: TrainAssignment, context: RankContext) -> TrainOutcome:
     """
     with gang(job) as control:
         store = open_store(context.storage)
-        learner = make_learner(job, context, store, _device(), control)
+        place = Workplace(job=job, context=context, store=store, device=_device(), control=control)
+        learner = make_learner(place)
         checkpoints = Checkpointer(
             store=store,
             job_id=job.job_id,
@@ -72,30 +73,28 @@ def train(job: TrainAssignment, context: RankContext) -> TrainOutcome:
             learner.close()
 
 
-def make_learner(
-    job: TrainAssignment, context: RankContext, store: Store, device: torch.device, control: Any
-) -> Learner:
+def make_learner(place: Workplace) -> Learner:
     """The learner of the manifest's algorithm; each has its module, loaded when it is needed."""
-    match job.spec.algorithm:
+    match place.job.spec.algorithm:
         case "ppo":
             from loomos.rl.learner import PolicyLearner
 
-            return PolicyLearner(job, control)
+            return PolicyLearner(place)
         case "weave":
             from loomos.rl.learner import WeaveLearner
 
-            return WeaveLearner(job, control)
+            return WeaveLearner(place)
         case "grpo":
             from loomos.rl.language.grpo import GRPOLearner
 
-            return GRPOLearner(job, context, store, device, control)
+            return GRPOLearner(place)
         case "dpo":
             from loomos.rl.language.dpo import DPOLearner
 
-            return DPOLearner(job, context, store, device, control)
+            return DPOLearner(place)
     from loomos.training.sft import FineTuner
 
-    return FineTuner(job, context, store, device, control)
+    return FineTuner(place)
 
 
 @contextmanager

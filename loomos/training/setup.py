@@ -44,6 +44,28 @@ class RankContext:
     """Whether this rank was asked to stop."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """One rank's place in its gang: what a learner is made from."""
+
+    job: TrainAssignment
+    context: RankContext
+    store: Store
+    device: torch.device
+    control: Any
+    """A gloo group for control messages."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank."""
+        return dist.get_rank()
+
+    @property
+    def world(self) -> int:
+        """Ranks of the gang."""
+        return dist.get_world_size()
+
+
 class Setup(NamedTuple):
     """Everything that a run computes from its inputs."""
 
@@ -55,10 +77,9 @@ class Setup(NamedTuple):
     total_steps: int
 
 
-def set_up(
-    job: TrainAssignment, context: RankContext, store: Store, device: torch.device, control: Any
-) -> Setup:
+def set_up(place: Workplace) -> Setup:
     """Load inputs, build the model and position the data at its beginning."""
+    job, context, store, control = place.job, place.context, place.store, place.control
     spec = job.spec
     assert spec.model is not None and spec.data is not None
     wanted, tuning = spec.model, spec.model.fine_tuning_config
@@ -73,9 +94,9 @@ def set_up(
             control,
         )
     tokenizer = load_tokenizer(spec.model, job.inputs, cache, tokenizer_json)
-    model, optimizer = trained_model(job, cache, len(tokenizer), device)
+    model, optimizer = trained_model(job, cache, len(tokenizer), place.device)
     encode = Encode(tokenizer)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world = place.rank, place.world
     training = PackedLanes(
         stream,
         encode,

@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from loomos.errors import LossDiverged
-from loomos.jobs.training import TrainAssignment
 from loomos.manifest import FineTuning
-from loomos.storage import Store
 from loomos.training.data import IGNORED, Batch
 from loomos.training.learner import Learner
 from loomos.training.model import without_gradient_sync
@@ -29,7 +27,7 @@ from loomos.training.model_state import (
     random_state,
 )
 from loomos.training.schedule import learning_rate
-from loomos.training.setup import RankContext, set_up
+from loomos.training.setup import Workplace, set_up
 from loomos.training.shards import CheckpointManifest, TensorDict
 
 CUDA_LOG_STEPS = 10
@@ -39,20 +37,12 @@ CUDA_LOG_STEPS = 10
 class FineTuner(Learner):
     """Cross-entropy, a mean over all ranks' labels of a step."""
 
-    def __init__(
-        self,
-        job: TrainAssignment,
-        context: RankContext,
-        store: Store,
-        device: torch.device,
-        control: Any,
-    ) -> None:
-        assert job.spec.model is not None and job.spec.data is not None
-        self._tuning: FineTuning = job.spec.model.fine_tuning_config
-        self._device = device
-        self._control = control
-        self._world = dist.get_world_size()
-        setup = set_up(job, context, store, device, control)
+    def __init__(self, place: Workplace) -> None:
+        spec = place.job.spec
+        assert spec.model is not None and spec.data is not None
+        self._tuning: FineTuning = spec.model.fine_tuning_config
+        self._device, self._control, self._world = place.device, place.control, place.world
+        setup = set_up(place)
         self._model, self._optimizer = setup.model, setup.optimizer
         self._training, self._validation = setup.training, setup.validation
         self.evaluates = setup.evaluates

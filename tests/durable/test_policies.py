@@ -13,12 +13,11 @@ import yaml
 from activities.rank_host import RankHost
 from loomos.client.http import LoomOSClient
 from loomos.jobs.states import JobState
-from loomos.jobs.training import CheckpointRef
 from loomos.manifest import JobManifest, ManifestValidator, TrainingSpec
 from loomos.rl.evaluation import returns
 from loomos.rl.making import environment_maker
 from loomos.rl.policies import load_policy
-from tests.gangs import Lab
+from tests.gangs import Lab, resumes_to_the_same_bits
 from tests.stack import Stack
 
 MakeLab = Callable[..., Lab]
@@ -73,9 +72,9 @@ def policy_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
                 "critics": 3,
                 "exploration_strategies": ["entropy_based", "curiosity_driven", "ucb_exploration"],
             },
+            2,
             1,
-            1,
-            id="weave",
+            id="weave on two nodes",
         ),
         pytest.param(
             {
@@ -94,19 +93,7 @@ async def test_a_killed_policy_resumes_to_the_same_bits(
     policy_lab: MakeLab, environment: Any, changes: dict[str, Any], nodes: int, ranks: int
 ) -> None:
     undisturbed, disturbed = policy_lab(environment, **changes), policy_lab(environment, **changes)
-    whole = await undisturbed.run(nodes, ranks)
-
-    killed = await disturbed.run(nodes, ranks, at_step=17)
-    resumed = await disturbed.run(nodes, ranks)
-
-    assert killed.codes == [-9] * nodes
-    assert resumed.outcome.resumed_from == CheckpointRef(generation=1, step=10)
-    assert resumed.outcome.step == 30
-    assert disturbed.weights(resumed.outcome.checkpoint) == undisturbed.weights(
-        whole.outcome.checkpoint
-    )
-    assert resumed.outcome.episode_return == whole.outcome.episode_return
-    assert resumed.outcome.validation_loss == whole.outcome.validation_loss
+    await resumes_to_the_same_bits(undisturbed, disturbed, nodes, ranks)
 
 
 async def test_a_policy_is_learned_on_the_stack_though_its_node_is_killed(
@@ -189,7 +176,7 @@ def language_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
     lines = [
         {"prompt": f"{n} + 1 =", "chosen": f" {n + 1}", "rejected": f" {n + 2}."} for n in range(90)
     ]
-    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs.write_text("\n" + "".join(json.dumps(line) + "\n" for line in lines))  # a blank line
 
     def make(algorithm: str, *, tuning: Any = None, **changes: Any) -> Lab:
         options = {
@@ -250,19 +237,7 @@ async def test_a_killed_language_model_resumes_to_the_same_bits(
     language_lab: MakeLab, algorithm: str, changes: dict[str, Any], nodes: int
 ) -> None:
     undisturbed, disturbed = language_lab(algorithm, **changes), language_lab(algorithm, **changes)
-    whole = await undisturbed.run(nodes, 1)
-
-    killed = await disturbed.run(nodes, 1, at_step=17)
-    resumed = await disturbed.run(nodes, 1)
-
-    assert killed.codes == [-9] * nodes
-    assert resumed.outcome.resumed_from == CheckpointRef(generation=1, step=10)
-    assert resumed.outcome.step == 30
-    assert disturbed.weights(resumed.outcome.checkpoint) == undisturbed.weights(
-        whole.outcome.checkpoint
-    )
-    assert resumed.outcome.episode_return == whole.outcome.episode_return
-    assert resumed.outcome.validation_loss == whole.outcome.validation_loss
+    await resumes_to_the_same_bits(undisturbed, disturbed, nodes)
 
 
 async def test_dpo_learns_to_prefer_what_is_preferred(language_lab: MakeLab) -> None:

@@ -13,7 +13,7 @@ from loomos.errors import InvalidData
 from loomos.jobs.training import CheckpointRef
 from loomos.storage.layout import checkpoint_prefix, fence_key
 from loomos.training.fences import open_generation, read_fence
-from tests.gangs import Lab
+from tests.gangs import Lab, resumes_to_the_same_bits
 
 MakeLab = Callable[..., Lab]
 
@@ -38,17 +38,7 @@ async def test_a_killed_run_resumes_to_the_same_bits(
     lab: MakeLab, changes: dict[str, Any], nodes: int, ranks: int
 ) -> None:
     undisturbed, disturbed = lab(**changes), lab(**changes)
-    whole = await undisturbed.run(nodes, ranks)
-
-    killed = await disturbed.run(nodes, ranks, at_step=17)
-    resumed = await disturbed.run(nodes, ranks)
-
-    assert killed.codes == [-9] * nodes
-    assert resumed.outcome.resumed_from == CheckpointRef(generation=1, step=10)
-    assert resumed.outcome.step == 30
-    assert disturbed.weights(resumed.outcome.checkpoint) == undisturbed.weights(
-        whole.outcome.checkpoint
-    )
+    await resumes_to_the_same_bits(undisturbed, disturbed, nodes, ranks)
 
 
 async def test_the_same_ranks_on_other_nodes_give_the_same_bits(lab: MakeLab) -> None:

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from loomos.errors import InvalidData
-from loomos.jobs.training import TrainAssignment
 from loomos.rl.language.learner import LanguageLearner
 from loomos.rl.language.sampling import Samples, completion_log_probs
 from loomos.rl.losses import DPOLoss, dpo_loss
-from loomos.storage import Store
+from loomos.training.data import DocumentStream
 from loomos.training.model import without_gradient_sync
-from loomos.training.setup import RankContext, document_stream
+from loomos.training.setup import Workplace, document_stream
 
 
 class DPOLearner(LanguageLearner):
     """One rank's share of the pairs; pair n of step s is a function of both."""
 
-    def __init__(
-        self,
-        job: TrainAssignment,
-        context: RankContext,
-        store: Store,
-        device: torch.device,
-        control: Any,
-    ) -> None:
-        super().__init__(job, context, store, device, control)
-        data = job.spec.data
+    def __init__(self, place: Workplace) -> None:
+        super().__init__(place)
+        data, inputs = self._job.spec.data, self._job.inputs
         assert data is not None
-        self._config, tuning = job.spec.dpo, self._tuning
+        self._config, tuning = self._job.spec.dpo, self._tuning
         preferences = data.model_copy(update={"format": "preference"})
         self._stream = document_stream(
-            preferences, job.inputs, self._cache, tuning.seed, held_out=False
+            preferences, inputs, self._cache, tuning.seed, held_out=False
         )
         self.evaluates = data.validation_dataset is not None or data.validation_split > 0
         self._held_out = (
-            document_stream(preferences, job.inputs, self._cache, tuning.seed, held_out=True)
+            document_stream(preferences, inputs, self._cache, tuning.seed, held_out=True)
             if self.evaluates
             else None
         )
@@ -58,7 +48,7 @@ class DPOLearner(LanguageLearner):
         self._seed(step)
         size = self._tuning.batch_size
         numbers = range(step * size + self._rank, (step + 1) * size, self._world)
-        pairs = [self._pair(self._stream.read(n).parts) for n in numbers]
+        pairs = [self._pair(self._stream, number) for number in numbers]
         part = self._tuning.micro_batch_size or len(pairs)
         sums = torch.zeros(3)
         tokens = 0.0
@@ -76,8 +66,13 @@ class DPOLearner(LanguageLearner):
         self._update(step)
         return [*(sums / self._world).tolist(), tokens]
 
-    def _pair(self, parts: list[tuple[str, bool]]) -> tuple[list[int], list[int], list[int]]:
-        """Tokens of prompt, chosen and rejected; completions end, and are cut to what fits."""
+    def _pair(self, stream: DocumentStream, number: int) -> tuple[list[int], list[int], list[int]]:
+        """Tokens of prompt, chosen and rejected; completions end, and are cut to what fits.
+
+        A blank line gives way to the next that is not.
+        """
+        following = (stream.read(number + n).parts for n in range(stream.documents_per_epoch))
+        parts = next((found for found in following if found), [])
         if len(parts) != 3:
             raise InvalidData("a record has no prompt, chosen and rejected; write all three")
         tokenizer, longest = self._tokenizer, self._tuning.sequence_length
@@ -144,7 +139,7 @@ class DPOLearner(LanguageLearner):
         self._bare.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for number in range(self._rank, count, self._world):
-            loss = self._loss(self._padded([self._pair(self._held_out.read(number).parts)]))
+            loss = self._loss(self._padded([self._pair(self._held_out, number)]))
             sums += torch.tensor([float(loss.total), 1.0], dtype=torch.float64)
         self._bare.train()
         dist.all_reduce(sums, group=self._control)

@@ -12,16 +12,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from loomos.jobs.training import TrainAssignment
 from loomos.rl.environments.environment import FamilyEnvironment
 from loomos.rl.environments.task import Task, Verdict
 from loomos.rl.language.learner import LanguageLearner
 from loomos.rl.language.sampling import Samples, completion_log_probs, sample
 from loomos.rl.losses import GRPOLoss, group_advantages, grpo_loss
 from loomos.rl.pool import episode_seed
-from loomos.storage import Store
 from loomos.training.model import without_gradient_sync
-from loomos.training.setup import RankContext
+from loomos.training.setup import Workplace
 from loomos.training.shards import CheckpointManifest, TensorDict
 
 EVALUATION = 1_000_000
@@ -31,16 +29,9 @@ EVALUATION = 1_000_000
 class GRPOLearner(LanguageLearner):
     """One rank's share of the groups."""
 
-    def __init__(
-        self,
-        job: TrainAssignment,
-        context: RankContext,
-        store: Store,
-        device: torch.device,
-        control: Any,
-    ) -> None:
-        super().__init__(job, context, store, device, control)
-        spec = job.spec
+    def __init__(self, place: Workplace) -> None:
+        super().__init__(place)
+        spec = self._job.spec
         assert spec.environment is not None and self._tuning.max_steps is not None
         self._config = spec.grpo
         self._environment = FamilyEnvironment(spec.environment.name, spec.environment.config)

@@ -12,38 +12,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from loomos.errors import LossDiverged
-from loomos.jobs.training import TrainAssignment
 from loomos.manifest import FineTuning
-from loomos.storage import Store
 from loomos.training.inputs import InputCache, load_tokenizer, model_source
 from loomos.training.learner import Learner
 from loomos.training.model import build_model
 from loomos.training.model_state import load_model_state, model_state
 from loomos.training.schedule import learning_rate
-from loomos.training.setup import RankContext, trained_model
+from loomos.training.setup import Workplace, trained_model
 from loomos.training.shards import CheckpointManifest, TensorDict
 
 
 class LanguageLearner(Learner):
     """Base of them."""
 
-    def __init__(
-        self,
-        job: TrainAssignment,
-        context: RankContext,
-        store: Store,
-        device: torch.device,
-        control: Any,
-    ) -> None:
+    def __init__(self, place: Workplace) -> None:
+        job, context, device = place.job, place.context, place.device
         assert job.spec.model is not None
-        self._job, self._device, self._control = job, device, control
+        self._job, self._device, self._control = job, device, place.control
         self._tuning: FineTuning = job.spec.model.fine_tuning_config
-        self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._cache = InputCache(store, context.storage, context.scratch / "inputs")
+        self._rank, self._world = place.rank, place.world
+        self._cache = InputCache(place.store, context.storage, context.scratch / "inputs")
         self._tokenizer = load_tokenizer(job.spec.model, job.inputs, self._cache, None)
         self._model, self._optimizer = trained_model(job, self._cache, len(self._tokenizer), device)
         self._trained = [p for p in self._model.parameters() if p.requires_grad]

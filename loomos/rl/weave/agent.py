@@ -68,6 +68,11 @@ class Mixture:
             return -(log_p.exp() * log_p).sum(-1)
         return (self.log_gate.exp() * self.components.entropy()).sum(-1)
 
+    def balance(self) -> Tensor:
+        """Entropy of the gate's mean over a batch: largest when all components are used."""
+        mean = self.log_gate.exp().flatten(0, -2).mean(dim=0)
+        return Categorical(mean.clamp(min=1e-8).log()).entropy()
+
 
 class WeaveAgent(nn.Module):
     """K policies on a trunk with a gate; M critics, each with a value for every stream."""
@@ -150,4 +155,7 @@ class WeaveAgent(nn.Module):
         policy = self.policy(observations)
         alone = len(self.critics) == 1
         values = self.critics[0](observations) if alone else self.all_values(observations)
-        return Judged(policy.log_prob(actions), policy.entropy(), values)
+        judged = Judged(policy.log_prob(actions), policy.entropy(), values)
+        if not isinstance(policy, Mixture):
+            return judged
+        return judged._replace(regularizer=-self.config.balance_weight * policy.balance())

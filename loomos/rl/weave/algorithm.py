@@ -15,8 +15,7 @@ from loomos.errors import InvalidInput
 from loomos.manifest import ExplorationStrategy, RewardThread, WeaveConfig
 from loomos.rl.environments.task import ACTIONS, OBSERVATION_SIZE
 from loomos.rl.policies import make_agent
-from loomos.rl.rollouts import Rollout
-from loomos.rl.trainer import Trajectories, read_trajectories
+from loomos.rl.trainer import Trajectories, read_trajectories, rollout_of
 from loomos.rl.weave.agent import WeaveAgent
 from loomos.rl.weave.weave import Weave
 
@@ -101,31 +100,13 @@ class WeaveAlgorithm:
                 f"{threads}, one for each thread"
             )
         given = read_trajectories({**fields, "rewards": rewards[:, 0]})
-        metrics = self._weave.update(self._rollout(given, rewards), remaining=1.0)
+        given = given._replace(rewards=rewards[:, None])
+        metrics = self._weave.update(rollout_of(given, self._weave.agent), remaining=1.0)
         return {
             **metrics,
             "actor_loss": metrics["policy_loss"],
             "critic_loss": metrics["value_loss"],
         }
-
-    @torch.no_grad()
-    def _rollout(self, given: Trajectories, rewards: NDArray[np.float32]) -> Rollout:
-        agent = self._weave.agent
-        seen = torch.from_numpy(given.observations)
-        last = torch.from_numpy(given.final_observations).unsqueeze(0)
-        values = agent.value(seen)
-        over = given.terminated if given.truncated is None else given.terminated | given.truncated
-        return Rollout(
-            observations=seen,
-            actions=torch.from_numpy(given.actions),
-            log_probs=torch.from_numpy(given.log_probs),
-            rewards=torch.from_numpy(rewards).unsqueeze(1),
-            values=values,
-            next_values=torch.cat([values[1:], agent.value(last)]),
-            terminated=torch.from_numpy(over),
-            truncated=torch.zeros(over.shape, dtype=torch.bool),
-            next_observations=torch.cat([seen[1:], last]),
-        )
 
 
 def create_weave_algorithm(

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from loomos.manifest import ExplorationStrategy, WeaveConfig
-from loomos.rl.advantages import gae, normalize
-from loomos.rl.losses import PPOLoss, ppo_loss
-from loomos.rl.networks import Categorical
+from loomos.rl.advantages import gae
 from loomos.rl.pool import Arrays
 from loomos.rl.ppo import PPO
 from loomos.rl.rollouts import Episodes, Rollout
@@ -54,7 +52,8 @@ class Weave(PPO):
         self.scales = {name: BonusScale(copies, config.bonus_gamma) for name in self.bonuses}
         self._errors = np.zeros(config.critics)
         entropy = ExplorationStrategy.ENTROPY_BASED in config.exploration_strategies
-        self._entropy_coef = config.entropy_weight if entropy else config.entropy_coef
+        if entropy:
+            self.entropy_coef = config.entropy_weight
 
     @property
     def streams(self) -> int:
@@ -111,53 +110,23 @@ class Weave(PPO):
         if config.critics == 1:
             return
         values = self.agent.all_values(rollout.observations)
-        errors = (values - returns.unsqueeze(-2)).square().mean(dim=(0, 1, 3)).double().numpy()
-        self._errors = TRUST_MEMORY * self._errors + (1 - TRUST_MEMORY) * errors
+        errors = (values - returns.unsqueeze(-2)).square().mean(dim=(0, 1, 3)).double()
+        self._over_ranks(errors)
+        self._errors = TRUST_MEMORY * self._errors + (1 - TRUST_MEMORY) * errors.numpy()
         relative = self._errors / max(self._errors.mean(), 1e-12)
         weights = np.exp(-config.trust_temperature * relative)
         self.agent.trust.copy_(torch.from_numpy(weights / weights.sum()))
 
-    # --- loss ---
-
-    def _loss(self, batch: list[Tensor], clip: float) -> PPOLoss:
-        if self.config.critics == 1 and self.config.n_heads == 1 and not self.bonuses:
-            return super()._loss(batch, clip)
-        observations, actions, old_log_probs, advantages, old_values, returns = batch
-        judged = self.agent.judge(observations, actions)
-        if self.config.critics > 1:
-            old_values, returns = old_values.unsqueeze(1), returns.unsqueeze(1)
-        loss = ppo_loss(
-            log_probs=judged.log_probs,
-            old_log_probs=old_log_probs,
-            advantages=normalize(advantages) if self.config.normalize_advantage else advantages,
-            entropy=judged.entropy,
-            values=judged.values,
-            old_values=old_values,
-            returns=returns,
-            clip_epsilon=clip,
-            clip_value=self.config.clip_value,
-            value_loss_coef=self.config.value_loss_coef,
-            entropy_coef=self._entropy_coef,
-        )
-        if self.config.n_heads == 1:
-            return loss
-        return loss._replace(
-            total=loss.total - self.config.balance_weight * self._balance(observations)
-        )
-
-    def _balance(self, observations: Tensor) -> Tensor:
-        """Entropy of the gate's mean over the batch: largest when all heads are used."""
-        policy = self.agent.policy(observations)
-        assert isinstance(policy, Mixture)
-        mean = policy.log_gate.exp().mean(dim=0)
-        return Categorical(mean.clamp(min=1e-8).log()).entropy()
-
     # --- state ---
 
     def note(self, episodes: Episodes) -> None:
-        """Adapt the weights of the threads to the newest episodes."""
-        if episodes.thread_returns:
-            self.threads.learn(np.asarray(episodes.thread_returns).mean(axis=0))
+        """Adapt the weights of the threads to the newest episodes of all ranks."""
+        threads = len(self.config.reward_threads)
+        ended = np.asarray(episodes.thread_returns, np.float64).reshape(-1, threads)
+        sums = torch.from_numpy(np.append(ended.sum(axis=0), len(ended)))
+        self._over_ranks(sums)
+        if threads > 1 and sums[-1] > 0:
+            self.threads.learn((sums[:-1] / sums[-1]).numpy())
 
     def state(self) -> Arrays:
         """What `load` needs besides the agent and the optimizer."""
