@@ -23,13 +23,14 @@ from activities.attempt_reports import AttemptReports
 from activities.failures import application_error
 from activities.rank_host import HostedProcess, RankHost
 from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS, AttemptFailed, InvalidInput
+from loomos.jobs.campaigns import Blended, BlendRequest
 from loomos.jobs.training import ModelVersion, PublishRequest, TrainAssignment, TrainOutcome
 from loomos.jobs.verification import ShardDone, ShardRequest
 from loomos.settings import Settings
 from loomos.storage import open_store
 
 if TYPE_CHECKING:
-    from loomos.training.requests import EvaluateRequest, ExportRequest
+    from loomos.training.requests import AverageRequest, EvaluateRequest, ExportRequest
 
 HEARTBEAT_INTERVAL_S = 1.0
 SIGNAL_INTERVAL_S = 60.0
@@ -129,8 +130,23 @@ class TrainActivities:
             await self._hosted("evaluate", evaluate, folder)
         return ShardDone(key=key, was_there=False)
 
+    @activity.defn
+    async def blend_policies(self, request: BlendRequest) -> Blended:
+        """Average policies and appraise what comes of it; done twice it makes one version."""
+        from loomos.training.requests import AverageRequest
+
+        with self._folder("blend-") as folder:
+            average = AverageRequest(
+                work=request,
+                storage=self._settings.storage,
+                scratch=self._scratch,
+                result=folder / "result.json",
+            )
+            result = await self._hosted("blend", average, folder)
+        return Blended.model_validate(result["blended"])
+
     async def _hosted(
-        self, kind: str, request: ExportRequest | EvaluateRequest, folder: Path
+        self, kind: str, request: ExportRequest | EvaluateRequest | AverageRequest, folder: Path
     ) -> dict[str, Any]:
         """Have the rank host run a process; its result, or its error."""
         request.write(folder / "request.json")

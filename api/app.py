@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from api import problems
 from api.context import Gateway
 from api.routes import (
+    campaigns,
     cluster,
     experiments,
     health,
@@ -26,6 +27,7 @@ from api.routes import (
 )
 from api.stream import RecentJobs
 from api.traffic import Traffic
+from loomos.client.campaigns import CampaignClient
 from loomos.client.delivery import DeliveryClient
 from loomos.client.experiments import ExperimentClient
 from loomos.client.schedules import ScheduleClient
@@ -68,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 delivery=DeliveryClient(client),
                 schedules=ScheduleClient(client, store),
                 experiments=ExperimentClient(client),
+                campaigns=CampaignClient(client),
                 traffic=Traffic(store),
                 store=store,
                 signing_key=read_key(chosen.auth.signing_key_file),
@@ -95,6 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         rollouts,
         verifications,
         experiments,
+        campaigns,
         schedules,
         serving,
     ):

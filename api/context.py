@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.traffic import Traffic
+from loomos.client.campaigns import CampaignClient
 from loomos.client.cluster import ClusterClient
 from loomos.client.delivery import DeliveryClient
 from loomos.client.experiments import ExperimentClient
@@ -46,6 +47,8 @@ class Gateway:
     """Continual learning."""
     experiments: ExperimentClient
     """Searches over parameters."""
+    campaigns: CampaignClient
+    """Policies trained together, round by round."""
     traffic: Traffic
     """Servers and route rows, as requests are passed on by."""
 

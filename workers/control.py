@@ -27,6 +27,7 @@ from loomos.runtime import run_process
 from loomos.settings import load_settings
 from workers.build import deployment
 from workers.early_queries import EarlyQueryGuard
+from workflows.campaign import RLCampaign
 from workflows.cluster import Cluster
 from workflows.continual import ContinualLearning
 from workflows.endpoints import Endpoint, ModelChanges
@@ -46,6 +47,7 @@ WORKFLOWS = [
     ContinualLearning,
     Leadership,
     ExperimentSweep,
+    RLCampaign,
 ]
 
 

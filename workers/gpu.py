@@ -148,7 +148,7 @@ async def main(stop: asyncio.Event) -> None:
     async with contextlib.AsyncExitStack() as running:
         await running.enter_async_context(worker)
         if slots:
-            await running.enter_async_context(pool_worker(client, info, trials, slots))
+            await running.enter_async_context(pool_worker(client, info, trials, train, slots))
         registering = asyncio.create_task(keep_registered(client, info, presence))
         await stop.wait()
         registering.cancel()
@@ -165,12 +165,14 @@ def pool_slots(settings: NodeSettings, info: NodeInfo) -> int:
     return 0 if info.gpus else max(1, info.cpu_count // 2)
 
 
-def pool_worker(client: Client, info: NodeInfo, trials: TrialActivities, slots: int) -> Worker:
+def pool_worker(
+    client: Client, info: NodeInfo, trials: TrialActivities, train: TrainActivities, slots: int
+) -> Worker:
     """The worker of the queue that all nodes share."""
     return Worker(
         client,
         task_queue=POOL_QUEUE,
-        activities=[trials.run_trial],
+        activities=[trials.run_trial, train.blend_policies],
         interceptors=[FailureInterceptor()],
         deployment_config=deployment(),
         max_concurrent_activities=slots,

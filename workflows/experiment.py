@@ -20,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.errors import InvalidInput, InvalidManifest
     from loomos.jobs.experiments import (
         CarriedSweep,
+        ExperimentEvent,
         ExperimentInput,
         ExperimentResult,
         ExperimentState,
@@ -44,7 +45,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.weaver.results import enough
     from workflows import calls, experiment_calls
     from workflows.causes import root_cause
-    from workflows.experiment_log import ExperimentLog
+    from workflows.state_log import StateLog
     from workflows.trial_jobs import run_as_job
 
 MOST_EVENTS = 4000
@@ -72,7 +73,13 @@ class ExperimentSweep:
         self._earlier = list(carried.earlier)
         self._stop_reason = carried.stop_reason
         self._exhausted = carried.exhausted
-        self._log = ExperimentLog(carried, self._rows)
+        self._log = StateLog(
+            ExperimentEvent,
+            carried.timeline,
+            ExperimentState.PREPARING,
+            carried.started_at,
+            self._rows,
+        )
         self._told = self._book.ordered
         self._running: dict[int, asyncio.Task[None]] = {}
         self._choosing: asyncio.Task[None] | None = None

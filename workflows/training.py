@@ -126,6 +126,7 @@ class TrainingRun:
             verdict=delivered.verdict,
             rollout=delivered.rollout,
             outcome=self._outcome if self._job.most_reports else None,
+            episode_return=self._outcome.episode_return if self._outcome else None,
         )
 
     async def _noop(self) -> JobResult:

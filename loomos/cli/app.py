@@ -6,6 +6,7 @@ import typer
 
 from loomos.cli import (
     auth,
+    campaigns,
     cluster,
     config,
     endpoints,
@@ -36,6 +37,7 @@ app.add_typer(verify.app, name="verify")
 app.add_typer(rollouts.app, name="rollouts")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(experiments.app, name="experiments")
+app.add_typer(campaigns.app, name="campaigns")
 app.add_typer(workers.app, name="workers")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(scheduler.app, name="scheduler")

@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from loomos.client.campaigns_api import CampaignsApi
 from loomos.client.delivery_api import (
     EndpointsApi,
     ModelsApi,
@@ -76,6 +78,7 @@ class LoomOSClient(Transport):
         self.verifications = VerificationsApi(self)
         self.schedules = SchedulesApi(self)
         self.experiments = ExperimentsApi(self)
+        self.campaigns = CampaignsApi(self)
 
     # --- jobs ---
 
@@ -350,3 +353,13 @@ def _fresh_key() -> str:
     import uuid
 
     return uuid.uuid4().hex
+
+
+@asynccontextmanager
+async def opened(client: LoomOSClient | None = None) -> AsyncIterator[LoomOSClient]:
+    """A client that is open already, or one from the settings for as long as the block takes."""
+    if client is not None:
+        yield client
+        return
+    async with LoomOSClient() as own:
+        yield own

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from loomos.client.http import LoomOSClient
+from loomos.client.http import LoomOSClient, opened
 from loomos.client.job_spec import JobSpec as ClientJobSpec
 from loomos.client.models import ClusterResources, JobDetail, JobSummary
 from loomos.errors import Conflict, InvalidInput, NotFound
@@ -201,11 +201,7 @@ class Scheduler:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[LoomOSClient]:
-        if self._client is not None:
-            await self._apply_policy(self._client)
-            yield self._client
-            return
-        async with LoomOSClient() as client:
+        async with opened(self._client) as client:
             await self._apply_policy(client)
             yield client
 

@@ -16,12 +16,11 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loomos.client.http import LoomOSClient
+from loomos.client.http import LoomOSClient, opened
 from loomos.errors import InvalidInput, NotFound
 from loomos.jobs.experiments import ExperimentStatus, TrialRecord, TrialState
 from loomos.jobs.names import experiment_workflow_id
@@ -242,7 +241,7 @@ class Weaver:
 
     async def run_experiment(self, experiment_id: str) -> ExperimentStatus:
         """Start an experiment that this object made; started already, it goes on."""
-        async with self._open() as client:
+        async with opened(self._client) as client:
             if experiment_id not in self._made:
                 return await client.experiments.get(experiment_id)
             document, key = self._made[experiment_id]
@@ -250,7 +249,7 @@ class Weaver:
 
     async def stream_experiment_progress(self, experiment_id: str) -> AsyncIterator[TrialUpdate]:
         """Each trial as it ends, those that ended before first, until the experiment is over."""
-        async with self._open() as client:
+        async with opened(self._client) as client:
             spec = (await client.experiments.get(experiment_id)).spec
             async for trial in client.experiments.follow(experiment_id):
                 yield TrialUpdate(
@@ -267,21 +266,13 @@ class Weaver:
         Raises:
             NotFound: none is complete and feasible.
         """
-        async with self._open() as client:
+        async with opened(self._client) as client:
             found = await client.experiments.get(experiment_id)
         if not found.best:
             raise NotFound(f"no trial of {experiment_id} is complete and feasible yet")
         sign = 1 if found.spec.metrics[0].direction == "minimize" else -1
         best = min(found.best, key=lambda trial: sign * trial.values[0])
         return BestTrial(trial_id=best.number, hyperparameters=best.params, score=best.values[0])
-
-    @asynccontextmanager
-    async def _open(self) -> AsyncIterator[LoomOSClient]:
-        if self._client is not None:
-            yield self._client
-            return
-        async with LoomOSClient() as client:
-            yield client
 
 
 def _value(trial: TrialRecord) -> float:

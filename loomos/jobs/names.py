@@ -8,7 +8,8 @@ CONTROL_QUEUE = "loomos-control"
 """Workflow tasks, and activities that any control worker may run."""
 
 POOL_QUEUE = "loomos-pool"
-"""Small single-node work that needs no lease: trials. Every node with pool slots serves it."""
+"""Small single-node work that needs no lease: trials, averages of policies. Every node with pool
+slots serves it."""
 
 CLUSTER_WORKFLOW_ID = "loomos-cluster"
 """The one `Cluster` workflow of a namespace."""
@@ -19,9 +20,10 @@ ROLLOUT_KIND = "CanaryRollout"
 VERIFICATION_KIND = "VerificationSuite"
 CONTINUAL_KIND = "ContinualLearning"
 EXPERIMENT_KIND = "Experiment"
+CAMPAIGN_KIND = "RLCampaign"
 
 SUMMARY_MEMO = "summary"
-"""What came of an experiment, in short, for lists."""
+"""What came of an experiment or a campaign, in short, for lists."""
 
 
 def endpoint_workflow_id(name: str) -> str:
@@ -60,6 +62,11 @@ def verification_workflow_id(name: str) -> str:
 def experiment_workflow_id(name: str, key: str) -> str:
     """The `ExperimentSweep` of an experiment; `key` is its idempotency key."""
     return f"{name}-{hashlib.sha256(f'experiment/{key}'.encode()).hexdigest()[:8]}"
+
+
+def campaign_workflow_id(name: str, key: str) -> str:
+    """The `RLCampaign` of a campaign; `key` is its idempotency key."""
+    return f"{name}-{hashlib.sha256(f'campaign/{key}'.encode()).hexdigest()[:8]}"
 
 
 def schedule_id(name: str) -> str:

@@ -364,6 +364,8 @@ class JobResult(Message):
     """How its trial ended, if there was one."""
     outcome: TrainOutcome | None = None
     """How the training ended, for the experiment that a trial is of."""
+    episode_return: float | None = None
+    """Of a policy, the mean return of its newest training episodes."""
 
 
 class MigrateRequest(Message):

@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from loomos.errors import FieldError, InvalidManifest
+from loomos.manifest._campaign import (
+    CampaignCurriculum,
+    CampaignMember,
+    CampaignPhase,
+    CampaignSpec,
+    RLCampaign,
+)
 from loomos.manifest._delivery import (
     Guardrail,
     RolloutPlan,
@@ -31,7 +38,7 @@ from loomos.manifest._document import (
     validate,
     validate_as,
 )
-from loomos.manifest._document_model import Document, Name
+from loomos.manifest._document_model import Document, Labels, Metadata, Name
 from loomos.manifest._experiment import (
     Experiment,
     ExperimentSpec,
@@ -45,6 +52,7 @@ from loomos.manifest._experiment import (
 )
 from loomos.manifest._expressions import holds
 from loomos.manifest._learning import (
+    Difficulty,
     DPOConfig,
     EnvironmentChoice,
     ExplorationStrategy,
@@ -53,16 +61,11 @@ from loomos.manifest._learning import (
     RewardThread,
     WeaveConfig,
 )
+from loomos.manifest._model import Data, FineTuning, LoRA, Model
 from loomos.manifest._resources import NodeRange, Resources
 from loomos.manifest._spec import (
-    Data,
     Dependency,
     EarlyStopping,
-    FineTuning,
-    Labels,
-    LoRA,
-    Metadata,
-    Model,
     Retries,
     Runtime,
     Strategy,
@@ -72,9 +75,14 @@ from loomos.manifest._spec import (
 from loomos.manifest._template import check_parameters, merge_patch, placeholders, substitute
 
 __all__ = [
+    "CampaignCurriculum",
+    "CampaignMember",
+    "CampaignPhase",
+    "CampaignSpec",
     "DPOConfig",
     "Data",
     "Dependency",
+    "Difficulty",
     "Document",
     "EarlyStopping",
     "EnvironmentChoice",
@@ -99,6 +107,7 @@ __all__ = [
     "Parameter",
     "Population",
     "Pruner",
+    "RLCampaign",
     "Resources",
     "Retries",
     "RewardThread",

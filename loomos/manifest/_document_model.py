@@ -19,3 +19,22 @@ Name = Annotated[
     str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
 ]
 """A DNS label as Kubernetes uses for names: lower case, digits, `-` and `.`."""
+
+LabelKey = Annotated[
+    str, Field(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")
+]
+LabelValue = Annotated[
+    str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")
+]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
+
+
+class Metadata(Document):
+    """Who and what a job is."""
+
+    name: Name
+    """Name of the job; its id is this name and a random suffix."""
+    labels: Labels = {}
+    """Free key/value pairs to filter jobs by."""
+    project: Name = "default"
+    """The project that the job counts for; the fairness key in the queue."""

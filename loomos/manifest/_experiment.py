@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 
 from loomos.errors import InvalidManifest
 from loomos.manifest._document import validate_as
-from loomos.manifest._document_model import Document
+from loomos.manifest._document_model import Document, Metadata
 from loomos.manifest._expressions import names_in
-from loomos.manifest._spec import Metadata, TrainingSpec
+from loomos.manifest._spec import TrainingSpec
 from loomos.manifest._template import placeholders, substitute
 from loomos.quantities import Duration
 

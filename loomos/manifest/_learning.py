@@ -9,6 +9,12 @@ from pydantic import Field, model_validator
 
 from loomos.manifest._document_model import Document
 
+FAMILIES = ("math", "game", "tool_call", "code", "language", "multimodal")
+"""Environments of LoomOS whose tasks have a difficulty."""
+
+Difficulty = Literal["beginner", "intermediate", "advanced", "expert"]
+"""Of a task, easiest first."""
+
 
 class EnvironmentChoice(Document):
     """Where a policy acts."""

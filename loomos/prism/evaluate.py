@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import traceback
 from pathlib import Path
 
-from loomos.errors import LoomOSError
 from loomos.jobs.verification import Shard
 from loomos.prism.answers import generate_shard
 from loomos.prism.generate import OFFLINE_BATCH, EngineGenerator
@@ -14,22 +11,19 @@ from loomos.prism.plan import read_plan
 from loomos.provenance.dsse import parse_public
 from loomos.serving.hosting import ModelHost, in_process
 from loomos.storage import open_store
+from loomos.training.hosted import answer
 from loomos.training.requests import EvaluateRequest
 
 
 def run_evaluate(request_file: Path) -> int:
     """Answer the shard; write what went wrong, if anything, where the request says."""
     request = EvaluateRequest.model_validate_json(request_file.read_text())
-    try:
+
+    def work() -> dict[str, bool]:
         evaluate(request)
-    except Exception as error:
-        traceback.print_exc()
-        retryable = not isinstance(error, LoomOSError) or error.retryable
-        content = {"type": type(error).__name__, "message": str(error), "retryable": retryable}
-        request.result.write_text(json.dumps({"error": content}))
-        return 1
-    request.result.write_text(json.dumps({"done": True}))
-    return 0
+        return {"done": True}
+
+    return answer(request.result, work)
 
 
 def evaluate(request: EvaluateRequest) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from loomos.manifest import EnvironmentChoice, PPOConfig
     from loomos.rl.environments import EnvironmentType, LoomEnvironment
     from loomos.rl.gym import LoomRLGym
+    from loomos.rl.integration import IntegratedRLSystem, create_integrated_rl_system
     from loomos.rl.policies import Policy, load_policy
     from loomos.rl.trainer import PPOTrainer, Trajectories, collect_trajectories
     from loomos.rl.weave.algorithm import WeaveAlgorithm, create_weave_algorithm
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EnvironmentChoice",
     "EnvironmentType",
+    "IntegratedRLSystem",
     "LoomEnvironment",
     "LoomRLGym",
     "PPOConfig",
@@ -28,6 +30,7 @@ __all__ = [
     "Trajectories",
     "WeaveAlgorithm",
     "collect_trajectories",
+    "create_integrated_rl_system",
     "create_weave_algorithm",
     "load_policy",
 ]
@@ -43,6 +46,8 @@ __getattr__ = lazy(
         "PPOTrainer": "loomos.rl.trainer",
         "Policy": "loomos.rl.policies",
         "Trajectories": "loomos.rl.trainer",
+        "IntegratedRLSystem": "loomos.rl.integration",
+        "create_integrated_rl_system": "loomos.rl.integration",
         "collect_trajectories": "loomos.rl.trainer",
         "WeaveAlgorithm": "loomos.rl.weave.algorithm",
         "create_weave_algorithm": "loomos.rl.weave.algorithm",

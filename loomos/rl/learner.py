@@ -21,12 +21,13 @@ from loomos.jobs.training import TrainAssignment
 from loomos.manifest import PPOConfig, WeaveConfig
 from loomos.rl.evaluation import mean_return
 from loomos.rl.making import environment_maker
-from loomos.rl.policies import make_agent
+from loomos.rl.policies import load_into, make_agent, read_policy
 from loomos.rl.pool import EnvironmentPool, Make
 from loomos.rl.ppo import PPO
 from loomos.rl.rollouts import Collector
 from loomos.rl.threads import with_threads
 from loomos.rl.weave.making import make_weave
+from loomos.training.inputs import InputCache
 from loomos.training.learner import Learner
 from loomos.training.model_state import load_model_state, model_state
 from loomos.training.setup import Workplace
@@ -57,6 +58,8 @@ class PolicyLearner(Learner):
         )
         self._ppo = self._make_ppo(share, self._average if self._world > 1 else None)
         self._collector = Collector(self._pool, config)
+        if job.spec.policy is not None:
+            self._start_from(place)
         self._returns: deque[float] = deque(maxlen=NEWEST_EPISODES)
         self._metrics: list[str] = []
 
@@ -69,6 +72,15 @@ class PolicyLearner(Learner):
     def _make_ppo(self, config: PPOConfig, average: Callable[[Tensor], None] | None) -> PPO:
         agent = make_agent(config, self._pool.observation_size, self._pool.action_space)
         return PPO(agent, config, generator=self._generator, average=average)
+
+    def _start_from(self, place: Workplace) -> None:
+        """Have the weights of a published policy, and its scale; the optimizer begins anew."""
+        context = place.context
+        cache = InputCache(place.store, context.storage, context.scratch / "inputs")
+        saved = read_policy(cache.folder(place.job.inputs.model))
+        load_into(self._ppo.agent, saved.weights, place.job.inputs.base_version)
+        if self._collector.scale is not None and saved.scale is not None:
+            self._collector.scale.moments.load(saved.scale.numpy())
 
     def _average(self, values: Tensor) -> None:
         dist.all_reduce(values, group=self._control)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from loomos.errors import InvalidModel
 from loomos.manifest import EnvironmentChoice, PPOConfig, WeaveConfig
@@ -68,6 +69,33 @@ def make_agent(
         )
 
 
+def average_weights(
+    policies: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None = None
+) -> dict[str, Tensor]:
+    """The weighted mean of parameters, computed in double precision.
+
+    Args:
+        policies: parameters by name.
+        shares: of each, summing to 1. Default: equal.
+
+    Raises:
+        InvalidModel: they are of different shapes.
+    """
+    first = policies[0]
+    shapes = {name: tensor.shape for name, tensor in first.items()}
+    for other in policies[1:]:
+        if {name: tensor.shape for name, tensor in other.items()} != shapes:
+            raise InvalidModel("the policies are of different shapes and have no average")
+    shares = shares or [1 / len(policies)] * len(policies)
+    parts = [(share, policy) for share, policy in zip(shares, policies, strict=True)]
+    return {
+        name: torch.stack([share * policy[name].double() for share, policy in parts])
+        .sum(0)
+        .to(tensor.dtype)
+        for name, tensor in first.items()
+    }
+
+
 def save_policy(
     folder: Path,
     weights: dict[str, Tensor],
@@ -95,12 +123,22 @@ def save_policy(
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, sort_keys=True))
 
 
-def load_policy(folder: str | Path) -> Policy:
-    """Read what `save_policy` wrote, or a downloaded version of a policy.
+class SavedPolicy(NamedTuple):
+    """What `save_policy` wrote."""
+
+    weights: dict[str, Tensor]
+    """The agent's, by name."""
+    scale: Tensor | None
+    """Moments of its observations."""
+    settings: dict[str, Any]
+    """How it learned, and where."""
+
+
+def read_policy(folder: str | Path) -> SavedPolicy:
+    """Read what `save_policy` wrote.
 
     Raises:
         InvalidModel: the folder holds no policy.
-        InvalidInput: its environment is not installed here.
     """
     root = Path(folder)
     try:
@@ -108,6 +146,34 @@ def load_policy(folder: str | Path) -> Policy:
         tensors = load_file(root / WEIGHTS)
     except (OSError, ValueError) as error:
         raise InvalidModel(f"{root} holds no policy: {error}") from error
+    scale = tensors.pop(SCALE, None)
+    return SavedPolicy({k.removeprefix("agent."): v for k, v in tensors.items()}, scale, settings)
+
+
+def load_into(agent: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Give an agent the weights of a policy.
+
+    Raises:
+        InvalidModel: they are of another shape.
+    """
+    try:
+        agent.load_state_dict(weights)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:300]
+        raise InvalidModel(
+            f"policy {source} is of another shape than these settings make; give it the same "
+            f"hidden_sizes, heads, critics and threads, and the same environment: {said}"
+        ) from error
+
+
+def load_policy(folder: str | Path) -> Policy:
+    """Read what `save_policy` wrote, or a downloaded version of a policy.
+
+    Raises:
+        InvalidModel: the folder holds no policy.
+        InvalidInput: its environment is not installed here.
+    """
+    weights, moments, settings = read_policy(folder)
     kind = WeaveConfig if "weave" in settings else PPOConfig
     config = kind.model_validate_json(json.dumps(settings.get("weave") or settings["ppo"]))
     environment = EnvironmentChoice.model_validate(settings["environment"])
@@ -116,8 +182,8 @@ def load_policy(folder: str | Path) -> Policy:
     agent = make_agent(config, size, made.action_space)
     made.close()
     scale = None
-    if SCALE in tensors:
+    if moments is not None:
         scale = ObservationScale(size)
-        scale.moments.load(tensors.pop(SCALE).numpy())
-    agent.load_state_dict({k.removeprefix("agent."): v for k, v in tensors.items()})
+        scale.moments.load(moments.numpy())
+    load_into(agent, weights, str(folder))
     return Policy(agent, scale, environment)

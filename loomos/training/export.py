@@ -10,7 +10,6 @@ import hashlib
 import json
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from loomos.errors import LoomOSError
 from loomos.jobs.training import CheckpointRef, ModelVersion, PublishRequest
 from loomos.storage import Store, file_sha256, open_store
 from loomos.storage.layout import model_prefix, tokenizer_key
+from loomos.training.hosted import answer
 from loomos.training.inputs import InputCache, load_tokenizer, model_source
 from loomos.training.model import add_adapters, build_model
 from loomos.training.requests import ExportRequest
@@ -31,16 +31,7 @@ VERSION_MANIFEST = "manifest.json"
 def run_export(request_file: Path) -> int:
     """Publish; write the version or the error where the request says. Returns the exit code."""
     request = ExportRequest.model_validate_json(request_file.read_text())
-    try:
-        version = publish(request)
-    except Exception as error:
-        traceback.print_exc()
-        retryable = not isinstance(error, LoomOSError) or error.retryable
-        content = {"type": type(error).__name__, "message": str(error), "retryable": retryable}
-        request.result.write_text(json.dumps({"error": content}))
-        return 1
-    request.result.write_text(json.dumps({"version": version.model_dump(mode="json")}))
-    return 0
+    return answer(request.result, lambda: {"version": publish(request).model_dump(mode="json")})
 
 
 def publish(request: ExportRequest) -> ModelVersion:
@@ -59,7 +50,22 @@ def publish(request: ExportRequest) -> ModelVersion:
             from loomos.rl.publishing import write_policy
 
             write_policy(request.publish, store, Path(folder), root)
-        return _upload(request.publish, store, root)
+        job = request.publish
+        return upload_version(
+            store,
+            root,
+            name=job.name,
+            source=job.job_id,
+            lineage={
+                "job_id": job.job_id,
+                "generation": job.generation,
+                "step": job.step,
+                "inputs": job.inputs.model_dump(mode="json"),
+                "base_version": job.inputs.base_version,
+                "loss": job.outcome.loss,
+                "validation_loss": job.outcome.validation_loss,
+            },
+        )
 
 
 def _write_model(request: ExportRequest, store: Store, folder: Path, root: Path) -> None:
@@ -93,7 +99,18 @@ def _write_model(request: ExportRequest, store: Store, folder: Path, root: Path)
     (root / "README.md").write_text(model_card(job))
 
 
-def _upload(job: PublishRequest, store: Store, root: Path) -> ModelVersion:
+def upload_version(
+    store: Store, root: Path, *, name: str, source: str, lineage: dict[str, Any]
+) -> ModelVersion:
+    """Put a folder into the store as a version; the same files of the same source are the same.
+
+    Args:
+        store: where to.
+        root: the files.
+        name: the model's name.
+        source: what made them, such as a job's id.
+        lineage: what they were made of.
+    """
     files: dict[str, dict[str, Any]] = {
         path.relative_to(root).as_posix(): {
             "sha256": file_sha256(path),
@@ -104,13 +121,13 @@ def _upload(job: PublishRequest, store: Store, root: Path) -> ModelVersion:
     }
     weights = {n: f["sha256"] for n, f in files.items() if n.endswith(".safetensors")}
     weights_sha256 = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
-    identity = {"job": job.job_id, "files": {n: f["sha256"] for n, f in files.items()}}
+    identity = {"job": source, "files": {n: f["sha256"] for n, f in files.items()}}
     version = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    prefix = model_prefix(job.name, version)
-    for name in files:
-        store.put_file(prefix + name, root / name)
+    prefix = model_prefix(name, version)
+    for file in files:
+        store.put_file(prefix + file, root / file)
     made = ModelVersion(
-        name=job.name,
+        name=name,
         version=version,
         key_prefix=prefix,
         size_bytes=sum(f["size_bytes"] for f in files.values()),
@@ -120,15 +137,7 @@ def _upload(job: PublishRequest, store: Store, root: Path) -> ModelVersion:
         "format": 1,
         **made.model_dump(mode="json"),
         "files": files,
-        "lineage": {
-            "job_id": job.job_id,
-            "generation": job.generation,
-            "step": job.step,
-            "inputs": job.inputs.model_dump(mode="json"),
-            "base_version": job.inputs.base_version,
-            "loss": job.outcome.loss,
-            "validation_loss": job.outcome.validation_loss,
-        },
+        "lineage": lineage,
     }
     store.put(prefix + VERSION_MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return made

@@ -2,9 +2,11 @@
 
 The worker process never imports torch; it starts this one and speaks JSON lines with it:
 
-    -> {"id": "a1", "run": "train" | "export" | "evaluate", "request": FILE, "log_dir": FOLDER}
+    -> {"id": "a1", "run": KIND, "request": FILE, "log_dir": FOLDER}
     <- {"id": "a1", "pid": 123}
     <- {"id": "a1", "exit": 0}          (negative: killed by that signal)
+
+KIND is `train`, `export`, `evaluate` or `blend`.
 
 It runs no torch operation itself, so that forking is safe: no threads, no CUDA context. It dies
 with the worker, and its children with it.
@@ -128,6 +130,10 @@ def _run(kind: str, request: Path, log_dir: Path) -> int:
         from loomos.prism.evaluate import run_evaluate
 
         return run_evaluate(request)
+    if kind == "blend":
+        from loomos.rl.blending import run_blend
+
+        return run_blend(request)
     from loomos.training.export import run_export
 
     return run_export(request)

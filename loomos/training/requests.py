@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from loomos.jobs.campaigns import BlendRequest
 from loomos.jobs.message import Message
 from loomos.jobs.training import PublishRequest, TrainAssignment
 from loomos.jobs.verification import ShardRequest
@@ -46,6 +47,15 @@ class EvaluateRequest(HostedRequest):
     """PEM of the key that must have signed the version."""
     result: Path
     """File for the end, or for the error."""
+
+
+class AverageRequest(HostedRequest):
+    """For the process that averages and appraises policies."""
+
+    work: BlendRequest
+    """What to average."""
+    result: Path
+    """File for the `Blended`, or for the error."""
 
 
 class ExportRequest(HostedRequest):

@@ -30,6 +30,9 @@ from loomos.training.data import KNOWN_SUFFIXES, DocumentFile, document_offsets
 PINNED_AT_ONCE = 16
 """Files that are hashed and copied at the same time."""
 
+NEW_POLICY = "init:policy"
+"""Where a policy comes from that starts from nothing."""
+
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
@@ -60,10 +63,18 @@ def resolve(
         InvalidModel: the base model or tokenizer is missing.
     """
     if spec.model is None:
+        if spec.policy is None:
+            return ResolvedInputs(
+                model=_digested(NEW_POLICY, spec.acting.model_dump()),
+                training=_pin_environment(spec),
+                code=version("loomos"),
+            )
+        store = open_store(settings)
         return ResolvedInputs(
-            model=_digested("init:policy", spec.acting.model_dump()),
+            model=pin_version(spec.policy, "policy", store),
             training=_pin_environment(spec),
             code=version("loomos"),
+            base_version=_base_version(spec.policy, "policy", store),
         )
     store = open_store(settings)
     if spec.data is None:
@@ -72,7 +83,7 @@ def resolve(
             tokenizer=_pin_tokenizer(spec.model, store, settings, progress),
             training=_pin_environment(spec),
             code=version("loomos"),
-            base_version=_base_version(spec.model, store),
+            base_version=_base_version(spec.model.base_model, "model.base_model", store),
         )
     data, validation = spec.data, spec.data.validation_dataset
     if spec.algorithm == "dpo":
@@ -87,7 +98,7 @@ def resolve(
             else _pin_dataset(validation, data, store, settings, progress)
         ),
         code=version("loomos"),
-        base_version=_base_version(spec.model, store),
+        base_version=_base_version(spec.model.base_model, "model.base_model", store),
     )
 
 
@@ -199,11 +210,11 @@ def _matches(name: str, patterns: list[str]) -> bool:
 # --- models -------------------------------------------------------------------------------------
 
 
-def _base_version(model: Model, store: Store) -> str:
-    """`NAME@VERSION` of a registered base model; empty for any other."""
-    if not model.base_model.startswith("model:"):
+def _base_version(source: str, field: str, store: Store) -> str:
+    """`NAME@VERSION` of a registered version; empty for any other."""
+    if not source.startswith("model:"):
         return ""
-    found = _registered(model.base_model, "model.base_model", store)
+    found = _registered(source, field, store)
     return f"{found.name}@{found.version}"
 
 
@@ -225,7 +236,7 @@ def _pin_model(
     if source.startswith("init:"):
         return Reference(uri=source, sha256=hashlib.sha256(source.encode()).hexdigest())
     if source.startswith("model:"):
-        return _pin_version(source, field, store)
+        return pin_version(source, field, store)
     if source.startswith("s3://"):
         with tempfile.TemporaryDirectory() as folder:
             _download_folder(source, Path(folder), settings)
@@ -245,7 +256,12 @@ def _registered(source: str, field: str, store: Store) -> VersionManifest:
         raise InvalidModel(f"{field} {source!r}: write model:NAME@VERSION; {error}") from None
 
 
-def _pin_version(source: str, field: str, store: Store) -> Reference:
+def pin_version(source: str, field: str, store: Store) -> Reference:
+    """The files of `model:NAME@VERSION`, as blobs that any node can fetch.
+
+    Raises:
+        InvalidModel: there is no such version; names the field.
+    """
     found = _registered(source, field, store)
     name, wanted = found.name, found.version
     prefix = f"models/{name}/{wanted}/"

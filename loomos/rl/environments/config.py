@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from loomos.manifest import Document
-
-Difficulty = Literal["beginner", "intermediate", "advanced", "expert"]
+from loomos.manifest import Difficulty, Document
 
 LEVELS: dict[str, float] = {
     "beginner": 0.0,

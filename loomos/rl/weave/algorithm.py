@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from loomos.errors import InvalidInput
 from loomos.manifest import ExplorationStrategy, RewardThread, WeaveConfig
 from loomos.rl.environments.task import ACTIONS, OBSERVATION_SIZE
-from loomos.rl.policies import make_agent
+from loomos.rl.policies import average_weights, make_agent
 from loomos.rl.trainer import Trajectories, read_trajectories, rollout_of
 from loomos.rl.weave.agent import WeaveAgent
 from loomos.rl.weave.weave import Weave
@@ -41,15 +41,43 @@ class WeaveAlgorithm:
         *,
         state_dim: int = OBSERVATION_SIZE,
         action_dim: int = ACTIONS,
+        num_nodes: int = 1,
     ) -> None:
-        """Make one; by default it fits every environment of `LoomRLGym`."""
+        """Make one; by default it fits every environment of `LoomRLGym`.
+
+        Args:
+            settings: how it learns.
+            state_dim: numbers of a state.
+            action_dim: discrete actions.
+            num_nodes: learners that specialise in the threads by turns; after each step their
+                parameters are averaged.
+
+        Raises:
+            InvalidInput: there are no nodes.
+        """
+        if num_nodes < 1:
+            raise InvalidInput(f"num_nodes is {num_nodes}; at least one node learns")
         given = settings or WeaveConfig()
         self.config = WeaveShape(state_dim=state_dim, action_dim=action_dim, settings=given)
-        agent = make_agent(given, state_dim, gymnasium.spaces.Discrete(action_dim))
-        assert isinstance(agent, WeaveAgent)
+        self.nodes = [
+            self._make_node(preference, given.seed + node)
+            for node, preference in enumerate(node_preferences(given, num_nodes))
+        ]
+        """The learners. Between steps they have the same parameters."""
+        self._weave = self.nodes[0]
         self._generator = torch.Generator().manual_seed(given.seed)
-        self._weave = Weave(
-            agent, given, observation_size=state_dim, copies=1, generator=self._generator
+
+    def _make_node(self, preference: list[float], seed: int) -> Weave:
+        settings = self.config.settings.model_copy(update={"thread_weights": preference})
+        space = gymnasium.spaces.Discrete(self.config.action_dim)
+        agent = make_agent(settings, self.config.state_dim, space)
+        assert isinstance(agent, WeaveAgent)
+        return Weave(
+            agent,
+            settings,
+            observation_size=self.config.state_dim,
+            copies=1,
+            generator=torch.Generator().manual_seed(seed),
         )
 
     @torch.no_grad()
@@ -74,7 +102,7 @@ class WeaveAlgorithm:
         return int(acted.actions[0]), float(acted.log_probs[0]), float(value)
 
     def train_step(self, batch: Trajectories | Mapping[str, Any]) -> dict[str, float]:
-        """Learn from steps that follow each other.
+        """Learn from steps that follow each other: every node by its threads, then all together.
 
         Args:
             batch: `states` [B, state_dim], `actions` [B], `log_probs` [B], `dones` [B], and
@@ -101,12 +129,23 @@ class WeaveAlgorithm:
             )
         given = read_trajectories({**fields, "rewards": rewards[:, 0]})
         given = given._replace(rewards=rewards[:, None])
-        metrics = self._weave.update(rollout_of(given, self._weave.agent), remaining=1.0)
+        rollout = rollout_of(given, self._weave.agent)
+        found = [node.update(rollout, remaining=1.0) for node in self.nodes]
+        self._merge()
+        metrics = {name: sum(of[name] for of in found) / len(found) for name in found[0]}
         return {
             **metrics,
             "actor_loss": metrics["policy_loss"],
             "critic_loss": metrics["value_loss"],
         }
+
+    def _merge(self) -> None:
+        """Give all nodes the average of their parameters; optimizers stay their own."""
+        if len(self.nodes) == 1:
+            return
+        mean = average_weights([node.agent.state_dict() for node in self.nodes])
+        for node in self.nodes:
+            node.agent.load_state_dict(mean)
 
 
 def create_weave_algorithm(
@@ -115,6 +154,7 @@ def create_weave_algorithm(
     *,
     state_dim: int = OBSERVATION_SIZE,
     action_dim: int = ACTIONS,
+    num_nodes: int = 1,
     **settings: Any,
 ) -> WeaveAlgorithm:
     """A WEAVE with these strategies and threads.
@@ -124,6 +164,7 @@ def create_weave_algorithm(
         reward_threads: what is rewarded; by default the task.
         state_dim: numbers of a state.
         action_dim: discrete actions.
+        num_nodes: learners that specialise in the threads by turns.
         settings: fields of `WeaveConfig`.
 
     Raises:
@@ -136,4 +177,19 @@ def create_weave_algorithm(
         reward_threads=threads or [RewardThread.TASK_COMPLETION],
         **settings,
     )
-    return WeaveAlgorithm(config, state_dim=state_dim, action_dim=action_dim)
+    return WeaveAlgorithm(config, state_dim=state_dim, action_dim=action_dim, num_nodes=num_nodes)
+
+
+def node_preferences(settings: WeaveConfig, nodes: int) -> list[list[float]]:
+    """Weights of the threads for each node, summing to 1.
+
+    A single node wants what the settings say. Of several, node n has half of its weight on thread
+    n, by turns, and the other half as the settings say.
+    """
+    count = len(settings.reward_threads)
+    wanted = np.asarray(settings.thread_weights or [1.0] * count)
+    wanted = wanted / wanted.sum()
+    if nodes == 1 or count == 1:
+        return [wanted.tolist()] * nodes
+    own = np.eye(count)
+    return [((wanted + own[node % count]) / 2).tolist() for node in range(nodes)]

@@ -1,0 +1,129 @@
+"""What a person may write of a language model: what it starts from, reads and how it is tuned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from loomos.manifest._document_model import Document, Name
+
+
+def _is_dataset_uri(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    if separator and (scheme not in ("s3", "file") or not rest):
+        raise ValueError("use a local path, file:///path or s3://bucket/prefix")
+    if scheme == "s3" and "/" not in rest.strip("/"):
+        raise ValueError("name a prefix inside the bucket, as in s3://bucket/prefix")
+    return uri
+
+
+DataUri = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_is_dataset_uri)]
+
+
+class LoRA(Document):
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) as PEFT implements it."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Rank of the update matrices."""
+    alpha: Annotated[int, Field(ge=1)] = 16
+    """Scale; the update is multiplied by alpha/r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the low-rank path."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+
+
+class FineTuning(Document):
+    """The optimisation: how long, how fast, in which precision."""
+
+    method: Literal["full", "lora", "qlora"] = "full"
+    """Which weights train: all, low-rank adapters, or adapters over a 4-bit base."""
+    lora: LoRA = LoRA()
+    """Adapter settings for `lora` and `qlora`."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 5e-5
+    """Peak learning rate of AdamW."""
+    num_epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Passes over the training documents; give this or `max_steps`."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; where both are given the run ends at the earlier."""
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    """Sequences per optimizer step over all ranks. It fixes the data order, whatever the ranks."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Sequences per forward pass of a rank; gradients accumulate over the rest. Default: all."""
+    sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = 512
+    """Tokens per packed sequence."""
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = [0.9, 0.999]
+    """Momentum coefficients of AdamW."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the global gradient norm to this; null for no clipping."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes in bfloat16 over fp32 master weights."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of initial weights, data order and dropout."""
+    evaluate_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between evaluations. Default: a tenth of the run."""
+    evaluate_sequences: Annotated[int, Field(ge=1)] = 64
+    """Packed sequences in one evaluation, over all ranks."""
+
+
+class Model(Document):
+    """What to start from and what to call the result."""
+
+    base_model: Annotated[str, Field(min_length=1, max_length=1024)]
+    """A local folder, `s3://bucket/prefix`, a Hugging Face hub id, `model:NAME` for a published
+    version, or `init:TYPE` for random weights of a transformers model type such as `init:llama`."""
+    config: dict[str, Any] = {}
+    """For `init:`, fields of the transformers config, such as `hidden_size`."""
+    tokenizer: Annotated[
+        str, Field(pattern=r"^(byte|bpe:[0-9]+|base|/.+|s3://.+|[\w.-]+/[\w.-]+)$")
+    ] = "base"
+    """`base` (that of the base model), `byte` (one token a byte, built in), `bpe:SIZE` (trained on
+    the data), or a folder, S3 prefix or hub id."""
+    output_name: Name | None = None
+    """Name under which versions are published. Default: the job's name."""
+    fine_tuning_config: FineTuning = FineTuning()
+    """The optimisation."""
+
+    @model_validator(mode="after")
+    def _init_needs_a_tokenizer(self) -> Model:
+        is_init = self.base_model.startswith("init:")
+        if is_init and not self.base_model.removeprefix("init:"):
+            raise ValueError("name a transformers model type after init:, as in init:llama")
+        if is_init and self.tokenizer == "base":
+            raise ValueError("an init: model has no tokenizer; set tokenizer: byte or bpe:1024")
+        if self.config and not is_init:
+            raise ValueError("config is only for init: models; remove it")
+        return self
+
+
+class Data(Document):
+    """What to train and evaluate on."""
+
+    training_dataset: DataUri
+    """A file or folder of JSONL, text or Parquet: a path the workers can read, or s3://."""
+    validation_dataset: DataUri | None = None
+    """Likewise, for evaluation."""
+    validation_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of training documents held out for evaluation, chosen by hash."""
+    format: Literal["auto", "text", "chat", "prompt_completion", "preference"] = "auto"
+    """Shape of a record: `text`, `messages`, `prompt` and `completion` (loss on the latter), or,
+    for `dpo`, `prompt`, `chosen` and `rejected`."""
+    text_field: Annotated[str, Field(min_length=1)] = "text"
+    """Field that holds the text in JSONL and Parquet records."""
+    include: Annotated[list[str], Field(min_length=1)] | None = None
+    """Globs of file names to take from a folder, such as `*.py`. Default: every known suffix."""
+    exclude: list[str] = []
+    """Globs of file names to leave out, such as `test/*`."""
+    preprocessing: Literal["standard_tokenization"] = "standard_tokenization"
+    """Tokenise, join with end-of-text, cut into `sequence_length` pieces."""
