@@ -196,6 +196,7 @@ class Run:
         self.step = manifest.step
         progress = manifest.progress
         self._loss, self._validation_loss = progress["loss"], progress["validation_loss"]
+        self._episode_return = progress.get("episode_return")
         self._best_loss = progress["best_loss"]
         self._stale_evaluations = progress["stale_evaluations"]
         for step, loss in progress.get("evaluations", []):
@@ -207,6 +208,7 @@ class Run:
             step=self.step,
             progress={
                 "loss": self._loss,
+                "episode_return": self._episode_return,
                 "validation_loss": self._validation_loss,
                 "best_loss": self._best_loss,
                 "stale_evaluations": self._stale_evaluations,

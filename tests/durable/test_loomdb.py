@@ -72,6 +72,41 @@ async def test_the_documented_calls_work(db: LoomDB, tmp_path: Path) -> None:
         assert await restored.query_events() == await db.query_events()
 
 
+async def test_a_jobs_state_is_that_of_its_newest_event(db: LoomDB) -> None:
+    for event_type, data, state in (
+        ("job_submitted", {}, "queued"),
+        ("lease_granted", {}, "running"),
+        ("run_recovered", {}, "recovering"),
+        ("job_ended", {"state": "failed", "message": "the loss is nan"}, "failed"),
+    ):
+        await db.log_event(event_type, data, CONTROL, stream="job:one")
+        assert (await db.get_job_status("one")).state == state
+    assert (await db.get_job_status("one")).message == "the loss is nan"
+    with pytest.raises(ValueError, match="the ledger knows no job 'two'"):
+        await db.get_job_status("two")
+
+
+async def test_a_decorated_function_leaves_its_time_and_numbers(db: LoomDB) -> None:
+    @db.log_performance
+    async def score(value: float) -> dict[str, object]:
+        if value < 0:
+            raise ValueError("no score")
+        return {"accuracy": value, "note": "not a number"}
+
+    assert await score(0.5) == {"accuracy": 0.5, "note": "not a number"}
+    with pytest.raises(ValueError, match="no score"):
+        await score(-1)
+    good, bad = await db.query_events(event_type="performance_metric")
+    assert (good.data["succeeded"], good.data["accuracy"]) == (True, 0.5)
+    assert "note" not in good.data
+    assert bad.data["succeeded"] is False
+    assert good.data["duration_s"] >= 0
+    metrics = await db.get_performance_metrics(good.stream)
+    assert metrics.values["accuracy"].mean == 0.5
+    with pytest.raises(InvalidInput, match="no coroutine function"):
+        db.log_performance(len)
+
+
 def test_event_types_are_strings_with_names() -> None:
     assert EventType.MODEL_UPDATE == "model_update"
     assert EventType.of("model_update") is EventType.MODEL_UPDATE

@@ -145,6 +145,18 @@ def test_manifests_that_make_no_sense_say_what_to_change(change: dict[str, Any],
     assert said in found.errors[0].message
 
 
+async def test_a_run_that_dies_after_its_last_step_still_tells_how_it_did(
+    policy_lab: MakeLab,
+) -> None:
+    lab = policy_lab()
+    whole = await lab.run(1, 1)
+    again = await lab.run(1, 1)  # a new attempt: all that is left to do is to end
+    assert again.outcome.resumed_from == whole.outcome.checkpoint
+    assert whole.outcome.episode_return is not None
+    assert again.outcome.episode_return == whole.outcome.episode_return
+    assert again.outcome.loss == whole.outcome.loss
+
+
 async def test_an_environment_that_is_not_there_fails_the_job_at_once(
     policy_lab: MakeLab,
 ) -> None:

@@ -2,7 +2,7 @@
 
 Records a run that recovers from a killed node, one that is paused and resumed, one that fails, a
 noop, one that is preempted, one that waits for another, the cluster that served them all, an
-election, a search, and a population whose trials fail.
+election, a search, a population whose trials fail, and a campaign.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from loomos.jobs.names import CLUSTER_WORKFLOW_ID, leadership_workflow_id
 from loomos.jobs.states import JobState
 from loomos.manifest import Experiment, validate_as
 from loomos.nexus.failover.election import ConsensusManager
+from loomos.rl.integration import campaign_document, run_campaign
 from loomos.settings import Settings, TemporalSettings
 from tests.stack import CORPUS, Stack, manifest, running_stack, tiny_job
 
@@ -163,7 +164,31 @@ def write_history(name: str, workflow_id: str, history: str) -> None:
     (HISTORIES / f"{name}.json").write_text(text + "\n")
 
 
-MAKERS = (recovered, paused, failed, noop, preempted, dependent, led, searched, evolved)
+async def campaigned(stack: Stack, client: LoomOSClient) -> str:
+    members = [{"name": name, "environment": "language"} for name in ("one", "two")]
+    weave = {"total_timesteps": 256, "batch_size": 256, "hidden_sizes": [8], "evaluate_episodes": 0}
+    phases = [
+        {"name": "alone", "rounds": 1, "weights": {"one": 1.0}},
+        {"name": "both", "rounds": 2, "weights": {"one": 1.0, "two": 1.0}, "adapts": True},
+        {"name": "reached", "until": -1.0},
+    ]
+    spec = {"members": members, "weave": weave, "phases": phases, "evaluate_episodes": 4}
+    done = await run_campaign(campaign_document("campaigned", {**spec, "curriculum": {}}), client)
+    return done.campaign_id
+
+
+MAKERS = (
+    recovered,
+    paused,
+    failed,
+    noop,
+    preempted,
+    dependent,
+    led,
+    searched,
+    evolved,
+    campaigned,
+)
 
 
 async def record(stack: Stack, names: list[str]) -> None:

@@ -56,6 +56,7 @@ def test_every_workflow_has_a_history_and_one_recovers() -> None:
         "ContinualLearning",
         "Leadership",
         "ExperimentSweep",
+        "RLCampaign",
     }
     text = (HISTORIES[0].parent / "recovered.json").read_text()
     assert text.count('"name": "train"') == 4, "two nodes, two attempts"

@@ -206,19 +206,25 @@ def test_policies_round_trip_and_count_cosignatures() -> None:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("", "no quorum"),
-        ("quorum one\nquorum one", "second quorum"),
-        ("quorum three", "not defined"),
-        (f"witness one {W1.verifier.encode()}\nquorum none", "taken"),
-        (f"witness again {W1.verifier.encode()}\nquorum none", "twice"),
-        (f"witness x {LOG.verifier.encode()}\nquorum none", "wrong type"),
-        ("group g 3 one two\nquorum g", "3 of 2"),
-        ("group g 0 one two\nquorum g", "0 of 2"),
-        ("group g any one\ngroup h any one\nquorum h", "in a group already"),
-        ("group none any one\nquorum none", "taken"),
-        ("witness\nquorum none", "not understood"),
-        ("log x+y\nquorum none", "verifier key"),
-        ("quorum one\r", "control characters"),
+        pytest.param("", "no quorum", id="no quorum"),
+        pytest.param("quorum one\nquorum one", "second quorum", id="second quorum"),
+        pytest.param("quorum three", "not defined", id="not defined"),
+        pytest.param(f"witness one {W1.verifier.encode()}\nquorum none", "taken", id="taken"),
+        pytest.param(f"witness again {W1.verifier.encode()}\nquorum none", "twice", id="twice"),
+        pytest.param(
+            f"witness x {LOG.verifier.encode()}\nquorum none", "wrong type", id="wrong type"
+        ),
+        pytest.param("group g 3 one two\nquorum g", "3 of 2", id="3 of 2"),
+        pytest.param("group g 0 one two\nquorum g", "0 of 2", id="0 of 2"),
+        pytest.param(
+            "group g any one\ngroup h any one\nquorum h",
+            "in a group already",
+            id="in a group already",
+        ),
+        pytest.param("group none any one\nquorum none", "taken", id="taken 2"),
+        pytest.param("witness\nquorum none", "not understood", id="not understood"),
+        pytest.param("log x+y\nquorum none", "verifier key", id="verifier key"),
+        pytest.param("quorum one\r", "control characters", id="control characters"),
     ],
 )
 def test_malformed_policies_say_which_line(line: str, why: str) -> None:
