@@ -52,11 +52,13 @@ from loomos.manifest._experiment import (
 )
 from loomos.manifest._expressions import holds
 from loomos.manifest._learning import (
+    Completions,
     Difficulty,
     DPOConfig,
     EnvironmentChoice,
     ExplorationStrategy,
     GRPOConfig,
+    LanguagePPOConfig,
     PPOConfig,
     RewardThread,
     WeaveConfig,
@@ -79,6 +81,7 @@ __all__ = [
     "CampaignMember",
     "CampaignPhase",
     "CampaignSpec",
+    "Completions",
     "DPOConfig",
     "Data",
     "Dependency",
@@ -94,6 +97,7 @@ __all__ = [
     "Guardrail",
     "JobManifest",
     "Labels",
+    "LanguagePPOConfig",
     "Limit",
     "LoRA",
     "ManifestValidator",

@@ -43,7 +43,51 @@ class DPOConfig(Document):
     """Which loss."""
 
 
-class GRPOConfig(Document):
+class Completions(Document):
+    """How a language model's replies in an environment are written, and how free they are."""
+
+    max_completion_tokens: Annotated[int, Field(ge=1, le=131_072)] = 256
+    """Tokens that a reply may have."""
+    max_turns: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Replies that a conversation may have, in environments that answer; it also ends where the
+    next reply might not fit into `sequence_length`."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampling; also divides logits in the loss."""
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence from the model it starts as; 0 needs no second model."""
+    chat: bool = True
+    """Put prompts as a user's message in the tokenizer's chat template."""
+
+
+class LanguagePPOConfig(Completions):
+    """Proximal policy optimisation of a language model with a value head (arXiv:1909.08593).
+
+    Conversations per step, learning rate and steps are the model's `fine_tuning_config`.
+    """
+
+    beta: Annotated[float, Field(ge=0)] = 0.05
+    """Cost of each token's divergence from the model it starts as; 0 needs no second model."""
+    minibatch_size: Annotated[int, Field(ge=1)] | None = None
+    """Conversations per optimizer step, over all ranks. Default: all of a batch."""
+    n_epochs: Annotated[int, Field(ge=1, le=100)] = 4
+    """Times that a batch is gone through."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Discount of a token."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """How far advantages look ahead."""
+    clip_epsilon: Annotated[float, Field(gt=0)] = 0.2
+    """The ratio of new to old probability counts this close to 1."""
+    clip_value: Annotated[float, Field(gt=0)] | None = 0.2
+    """The value counts this close to its old one."""
+    value_loss_coef: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the value loss."""
+    value_learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    """Of the value head, by Adam."""
+    normalize_advantage: bool = True
+    """Advantages of a batch's tokens get mean 0 and deviation 1."""
+
+
+class GRPOConfig(Completions):
     """Group relative policy optimisation (arXiv:2402.03300) of a language model, and its variants.
 
     Completions per step, learning rate and steps are the model's `fine_tuning_config`. Dr. GRPO is
@@ -52,18 +96,12 @@ class GRPOConfig(Document):
 
     group_size: Annotated[int, Field(ge=2, le=1024)] = 8
     """Completions to each prompt."""
-    max_completion_tokens: Annotated[int, Field(ge=1, le=131_072)] = 256
-    """Tokens that a completion may have."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of sampling; also divides logits in the loss."""
     iterations: Annotated[int, Field(ge=1, le=100)] = 1
     """Updates on the same completions."""
     clip_epsilon: Annotated[float, Field(gt=0)] = 0.2
     """A ratio counts from 1 minus this."""
     clip_epsilon_high: Annotated[float, Field(gt=0)] | None = None
     """To 1 plus this. Default: the same."""
-    beta: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the divergence from the model it starts as; 0 needs no second model."""
     bias_corrected_kl: bool = False
     """Multiply the divergence by the ratio."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
@@ -72,8 +110,6 @@ class GRPOConfig(Document):
     """What advantages are divided by: the deviation of their group, of the batch, or nothing."""
     mask_truncated: bool = False
     """Leave completions out of the loss that did not come to an end."""
-    chat: bool = True
-    """Put prompts as a user's message in the tokenizer's chat template."""
 
 
 class PPOConfig(Document):

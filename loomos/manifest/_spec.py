@@ -14,9 +14,12 @@ from pydantic import Field, model_validator
 from loomos.manifest._delivery import RolloutPlan, Verification
 from loomos.manifest._document_model import Document, Metadata
 from loomos.manifest._learning import (
+    FAMILIES,
+    Completions,
     DPOConfig,
     EnvironmentChoice,
     GRPOConfig,
+    LanguagePPOConfig,
     PPOConfig,
     WeaveConfig,
 )
@@ -104,17 +107,14 @@ class Dependency(Document):
         return {"job": value} if isinstance(value, str) else value
 
 
-SINGLE_REPLY = ("math", "code", "language", "multimodal")
-"""Environments that judge a language model's first reply."""
-
-
 class TrainingSpec(Document):
     """What a `TrainingJob` does."""
 
     algorithm: Literal["sft", "dpo", "grpo", "ppo", "weave", "noop"] = "sft"
     """`sft` is supervised fine-tuning of a causal language model, `dpo` fits it to preferences,
-    `grpo` to the rewards of an environment; `ppo` has a small network learn to act in one, `weave`
-    a mixture of them that explores; `noop` does nothing (a probe)."""
+    `grpo` to the rewards of an environment; `ppo` has a small network learn to act in one, or, with
+    `spec.model`, a language model; `weave` a mixture of small ones that explores; `noop` does
+    nothing (a probe)."""
     priority: Annotated[int, Field(ge=1, le=5)] = 3
     """1 is served first, 5 last; Temporal's priority key."""
     model: Model | None = None
@@ -134,6 +134,8 @@ class TrainingSpec(Document):
     """How preferences are learned, by `dpo`."""
     grpo: GRPOConfig = GRPOConfig()
     """How rewards are learned, by `grpo`."""
+    language_ppo: LanguagePPOConfig = LanguagePPOConfig()
+    """How rewards are learned, by `ppo` of a language model."""
     resources: Resources = Resources()
     """What to train with."""
     depends_on: Annotated[list[Dependency], Field(max_length=64)] = []
@@ -149,15 +151,17 @@ class TrainingSpec(Document):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainingSpec:
-        if self.policy is not None and self.algorithm not in ("ppo", "weave"):
-            raise ValueError(f"algorithm {self.algorithm} trains no policy; remove spec.policy")
+        if self.policy is not None and not self.trains_policy:
+            raise ValueError(
+                f"algorithm {self.algorithm} trains no policy here; remove spec.policy"
+            )
         if self.algorithm in ("sft", "dpo"):
             self._check_data()
             self._check_fine_tuning()
-        elif self.algorithm == "grpo":
+        elif self.completions is not None:
             self._check_rewards()
             self._check_fine_tuning()
-        elif self.algorithm in ("ppo", "weave"):
+        elif self.trains_policy:
             self._check_policy()
         return self
 
@@ -179,18 +183,21 @@ class TrainingSpec(Document):
             raise ValueError("algorithm sft learns no preferences; set algorithm: dpo")
 
     def _check_rewards(self) -> None:
-        """A language model, and an environment that judges a single reply."""
+        """A language model, and an environment that it talks with."""
+        name = self.algorithm
         if self.environment is None:
-            raise ValueError("algorithm grpo needs spec.environment; add it")
-        if self.environment.name not in SINGLE_REPLY:
+            raise ValueError(f"algorithm {name} needs spec.environment; add it")
+        if self.environment.name not in FAMILIES:
             raise ValueError(
-                f"environment.name: grpo learns from a single reply; use one of "
-                f"{', '.join(SINGLE_REPLY)}"
+                f"environment.name: language models talk with {', '.join(FAMILIES)}; use one of "
+                "them"
             )
         if self.data is not None:
-            raise ValueError("algorithm grpo learns from an environment; remove spec.data")
+            raise ValueError(f"algorithm {name} learns from an environment; remove spec.data")
+        if name == "ppo" and self.ppo != PPOConfig():
+            raise ValueError("spec.ppo is for small networks; write spec.language_ppo")
         if self.strategy.type != "ddp":
-            raise ValueError("grpo generates under strategy ddp only; set strategy.type: ddp")
+            raise ValueError(f"{name} generates under strategy ddp only; set strategy.type: ddp")
         if self.model is None:
             return
         tuning = self.model.fine_tuning_config
@@ -198,7 +205,7 @@ class TrainingSpec(Document):
             raise ValueError(
                 "an environment has no epochs; set model.fine_tuning_config.max_steps only"
             )
-        if tuning.batch_size % self.grpo.group_size:
+        if name == "grpo" and tuning.batch_size % self.grpo.group_size:
             raise ValueError(
                 f"model.fine_tuning_config.batch_size ({tuning.batch_size}) counts completions and "
                 f"must be a multiple of grpo.group_size ({self.grpo.group_size})"
@@ -252,6 +259,18 @@ class TrainingSpec(Document):
             )
 
     @property
+    def trains_policy(self) -> bool:
+        """Whether a small network learns to act."""
+        return self.algorithm == "weave" or (self.algorithm == "ppo" and self.model is None)
+
+    @property
+    def completions(self) -> Completions | None:
+        """How a language model's replies are written, if it learns from an environment."""
+        if self.algorithm == "grpo":
+            return self.grpo
+        return self.language_ppo if self.algorithm == "ppo" and self.model is not None else None
+
+    @property
     def acting(self) -> PPOConfig:
         """How a policy learns to act."""
         return self.weave if self.algorithm == "weave" else self.ppo
@@ -259,7 +278,7 @@ class TrainingSpec(Document):
     @property
     def divisible_by_ranks(self) -> int:
         """What the ranks share out evenly; 0 if nothing."""
-        if self.algorithm in ("ppo", "weave"):
+        if self.trains_policy:
             return self.acting.n_environments
         if self.model is None:
             return 0
@@ -269,11 +288,11 @@ class TrainingSpec(Document):
     @property
     def work_per_step(self) -> int:
         """Tokens, or steps in environments, of one step of the run."""
-        if self.algorithm in ("ppo", "weave"):
+        if self.trains_policy:
             return self.acting.batch_size
         tuning = self.model.fine_tuning_config if self.model else FineTuning(max_steps=1)
-        if self.algorithm == "grpo":
-            return tuning.batch_size * self.grpo.max_completion_tokens
+        if self.completions is not None:
+            return tuning.batch_size * self.completions.max_completion_tokens
         return tuning.batch_size * tuning.sequence_length * (2 if self.algorithm == "dpo" else 1)
 
     def model_name(self, job: str) -> str:

@@ -76,6 +76,10 @@ def train(job: TrainAssignment, context: RankContext) -> TrainOutcome:
 def make_learner(place: Workplace) -> Learner:
     """The learner of the manifest's algorithm; each has its module, loaded when it is needed."""
     match place.job.spec.algorithm:
+        case "ppo" if place.job.spec.model is not None:
+            from loomos.rl.language.ppo import PPOLanguageLearner
+
+            return PPOLanguageLearner(place)
         case "ppo":
             from loomos.rl.learner import PolicyLearner
 

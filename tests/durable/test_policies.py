@@ -132,7 +132,11 @@ async def test_a_policy_is_learned_on_the_stack_though_its_node_is_killed(
     ("change", "said"),
     [
         ({"environment": None}, "needs spec.environment"),
-        ({"model": {"base_model": "init:llama", "tokenizer": "byte"}}, "remove spec.model"),
+        (
+            {"model": {"base_model": "init:llama", "tokenizer": "byte"}},
+            "language models talk with math, game",
+        ),
+        ({"algorithm": "weave", "model": {"base_model": "/a"}}, "remove spec.model"),
         ({"ppo": {"batch_size": 100, "n_environments": 8}}, "must be a multiple of n_environments"),
         ({"strategy": {"type": "fsdp2"}}, "set strategy.type: ddp"),
     ],
@@ -205,14 +209,18 @@ def language_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
             "model": {**TINY_MODEL, "fine_tuning_config": options},
             "runtime": {"checkpoint_steps": 10, "checkpoint_interval": "1h"},
         }
+        turns = changes.pop("turns", False)
         if algorithm == "dpo":
             spec["data"] = {"training_dataset": str(pairs), "validation_split": 0.1}
         else:
             spec["environment"] = {"name": "math", "config": {"terse": True, **ANY_NUMBER}}
-        spec[algorithm] = {
-            **({"max_completion_tokens": 8, "group_size": 4} if algorithm == "grpo" else {}),
-            **changes,
-        }
+        if turns:
+            spec["environment"] = {"name": "tool_call", "config": {"max_steps": 2}}
+            options |= {"sequence_length": 2048, "batch_size": 4, "evaluate_sequences": 2}
+        settings: dict[str, Any] = {} if algorithm == "dpo" else {"max_completion_tokens": 8}
+        if algorithm == "grpo":
+            settings["group_size"] = 2 if turns else 4
+        spec["language_ppo" if algorithm == "ppo" else algorithm] = {**settings, **changes}
         return Lab(tmp_path, rank_host, TrainingSpec.model_validate(spec))
 
     return make
@@ -241,6 +249,22 @@ ANY_NUMBER = {"curriculum": {"success_threshold": 0.01, "window": 8}}
             id="grpo with lora",
             marks=pytest.mark.slow,
         ),
+        pytest.param("grpo", {"turns": True}, 1, id="grpo in turns", marks=pytest.mark.slow),
+        pytest.param("ppo", {"n_epochs": 2, "minibatch_size": 8}, 2, id="ppo with a value head"),
+        pytest.param(
+            "ppo",
+            {"turns": True, "n_epochs": 1, "beta": 0.0},
+            1,
+            id="ppo in turns",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "ppo",
+            {"tuning": {"method": "lora", "micro_batch_size": 4}},
+            1,
+            id="ppo with lora",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("dpo", {}, 1, id="dpo", marks=pytest.mark.slow),
         pytest.param("dpo", {"tuning": {"method": "qlora"}}, 2, id="dpo with qlora"),
     ],
@@ -262,7 +286,8 @@ async def test_dpo_learns_to_prefer_what_is_preferred(language_lab: MakeLab) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"environment": {"name": "game"}}, "use one of math, code, language, multimodal"),
+        ({"environment": "CartPole-v1"}, "language models talk with math, game"),
+        ({"algorithm": "ppo", "ppo": {"n_epochs": 3}}, "write spec.language_ppo"),
         ({"environment": None}, "needs spec.environment"),
         ({"strategy": {"type": "fsdp2"}}, "set strategy.type: ddp"),
         ({"grpo": {"group_size": 5}}, "multiple of grpo.group_size"),

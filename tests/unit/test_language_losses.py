@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from loomos.rl.language.sampling import Samples, completion_log_probs, sample
+from loomos.rl.language.sampling import Row, completion_log_probs, padded, sample
 from loomos.rl.losses import dpo_loss, group_advantages, grpo_loss
 from loomos.training.tokenizer import byte_tokenizer
 
@@ -70,17 +70,6 @@ PAIRS = [
 ]
 
 
-def padded(rows: list[tuple[list[int], list[int]]], pad: int = 256) -> Samples:
-    before, after = max(len(p) for p, _ in rows), max(len(c) for _, c in rows)
-    return Samples(
-        prompts=torch.tensor([[pad] * (before - len(p)) + p for p, _ in rows]),
-        prompt_mask=torch.tensor([[0] * (before - len(p)) + [1] * len(p) for p, _ in rows]),
-        completions=torch.tensor([c + [pad] * (after - len(c)) for _, c in rows]),
-        mask=torch.tensor([[1.0] * len(c) + [0.0] * (after - len(c)) for _, c in rows]),
-        is_cut=torch.zeros(len(rows), dtype=torch.bool),
-    )
-
-
 def our_dpo(policy: Any, reference: Any, kind: Any) -> Any:
     tokenizer = byte_tokenizer()
     rows = [
@@ -88,7 +77,7 @@ def our_dpo(policy: Any, reference: Any, kind: Any) -> Any:
         for side in ("chosen", "rejected")
         for pair in PAIRS
     ]
-    samples = padded(rows)
+    samples = padded([Row(*row) for row in rows], 256)
     log_probs = (completion_log_probs(policy, samples) * samples.mask).sum(-1)
     with torch.no_grad():
         before = (completion_log_probs(reference, samples) * samples.mask).sum(-1)

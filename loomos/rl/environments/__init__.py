@@ -27,3 +27,8 @@ if "loomos/DeepSea-v0" not in gymnasium.registry:
     gymnasium.register(
         id="loomos/DeepSea-v0", entry_point="loomos.rl.environments.deep_sea:DeepSea"
     )
+    gymnasium.register(
+        id="loomos/DeepSeaTreasure-v0",
+        entry_point="loomos.rl.environments.deep_sea_treasure:DeepSeaTreasure",
+        max_episode_steps=100,
+    )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from loomos.errors import InvalidData
 from loomos.rl.language.learner import LanguageLearner
-from loomos.rl.language.sampling import Samples, completion_log_probs
+from loomos.rl.language.sampling import Row, Samples, completion_log_probs, padded
 from loomos.rl.losses import DPOLoss, dpo_loss
 from loomos.training.data import DocumentStream
 from loomos.training.model import without_gradient_sync
@@ -86,20 +85,9 @@ class DPOLearner(LanguageLearner):
 
     def _padded(self, pairs: list[tuple[list[int], list[int], list[int]]]) -> Samples:
         """The chosen completions, then the rejected ones."""
-        rows = [(p, chosen) for p, chosen, _ in pairs] + [(p, rejected) for p, _, rejected in pairs]
-        pad = self._tokenizer.eos_token_id
-        before = max(len(prompt) for prompt, _ in rows)
-        after = max(len(completion) for _, completion in rows)
-        return Samples(
-            prompts=self._tensor([[pad] * (before - len(p)) + p for p, _ in rows]),
-            prompt_mask=self._tensor([[0] * (before - len(p)) + [1] * len(p) for p, _ in rows]),
-            completions=self._tensor([c + [pad] * (after - len(c)) for _, c in rows]),
-            mask=self._tensor([[1] * len(c) + [0] * (after - len(c)) for _, c in rows]).float(),
-            is_cut=self._tensor([[0]] * len(rows)).squeeze(1).bool(),
-        )
-
-    def _tensor(self, rows: list[list[int]]) -> Tensor:
-        return torch.tensor(rows, device=self._device)
+        rows = [Row(prompt, chosen) for prompt, chosen, _ in pairs]
+        rows += [Row(prompt, rejected) for prompt, _, rejected in pairs]
+        return padded(rows, self._tokenizer.eos_token_id, self._device)
 
     def _loss(self, samples: Samples) -> DPOLoss:
         mixed = self._tuning.precision == "bf16"

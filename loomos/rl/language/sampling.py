@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +22,53 @@ class Samples:
     """[B, P] 1 for tokens of the prompt."""
     completions: Tensor
     """[B, C] tokens."""
+    attended: Tensor
+    """[B, C] 1 for tokens that are read."""
     mask: Tensor
-    """[B, C] 1 for tokens of the completion, its end included."""
+    """[B, C] 1 for those that the model wrote, its end included."""
     is_cut: Tensor
     """[B] whether it reached the limit before its end."""
 
-    def part(self, rows: slice) -> Samples:
+    def part(self, rows: slice | Tensor) -> Samples:
         """Some of the rows."""
         return Samples(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+
+class Row(NamedTuple):
+    """A prompt and what came after it."""
+
+    prompt: list[int]
+    """Tokens of the prompt."""
+    completion: list[int]
+    """Tokens after it."""
+    is_own: list[bool] | None = None
+    """Which of those the model wrote. Default: all."""
+    is_cut: bool = False
+    """Whether it came to no end."""
+
+
+def padded(rows: Sequence[Row], pad: int, device: torch.device | str = "cpu") -> Samples:
+    """Rows as one batch, filled up with the token `pad`."""
+    before = max(len(row.prompt) for row in rows)
+    after = max(len(row.completion) for row in rows)
+
+    def tensor(lists: list[list[int]]) -> Tensor:
+        return torch.tensor(lists, device=device)
+
+    def own(row: Row) -> list[int]:
+        return [1] * len(row.completion) if row.is_own is None else [int(o) for o in row.is_own]
+
+    def filled(row: Row, values: list[int], by: int = 0) -> list[int]:
+        return values + [by] * (after - len(row.completion))
+
+    return Samples(
+        prompts=tensor([[pad] * (before - len(r.prompt)) + r.prompt for r in rows]),
+        prompt_mask=tensor([[0] * (before - len(r.prompt)) + [1] * len(r.prompt) for r in rows]),
+        completions=tensor([filled(r, r.completion, pad) for r in rows]),
+        attended=tensor([filled(r, [1] * len(r.completion)) for r in rows]),
+        mask=tensor([filled(r, own(r)) for r in rows]).float(),
+        is_cut=torch.tensor([row.is_cut for row in rows], device=device),
+    )
 
 
 @torch.no_grad()
@@ -101,6 +141,7 @@ def sample(
         prompts=tokens,
         prompt_mask=prompt_mask,
         completions=written[:, :used],
+        attended=mask[:, :used].long(),
         mask=mask[:, :used],
         is_cut=goes_on,
     )
@@ -120,16 +161,33 @@ def _positions(mask: Tensor) -> Tensor:
 
 def completion_log_probs(model: Any, samples: Samples, temperature: float = 1.0) -> Tensor:
     """[B, C] log-probabilities of the completions' tokens under the model."""
-    tokens = torch.cat([samples.prompts, samples.completions], dim=1)
-    attended = torch.cat([samples.prompt_mask, samples.mask.to(samples.prompt_mask.dtype)], dim=1)
+    return _chosen(_read(model, samples).logits[:, :-1], samples, temperature)
+
+
+def completion_states(
+    model: Any, samples: Samples, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Likewise, and [B, C, H] the last hidden states that the tokens were chosen from."""
+    found = _read(model, samples, output_hidden_states=True)
     kept = samples.completions.shape[1]
-    logits = model(
+    states: Tensor = found.hidden_states[-1][:, -kept - 1 : -1]
+    return _chosen(found.logits[:, :-1], samples, temperature), states
+
+
+def _read(model: Any, samples: Samples, **more: Any) -> Any:
+    tokens = torch.cat([samples.prompts, samples.completions], dim=1)
+    attended = torch.cat([samples.prompt_mask, samples.attended], dim=1)
+    return model(
         input_ids=tokens,
         attention_mask=attended,
         position_ids=_positions(attended),
         use_cache=False,
-        logits_to_keep=kept + 1,
-    ).logits[:, :-1]
+        logits_to_keep=samples.completions.shape[1] + 1,
+        **more,
+    )
+
+
+def _chosen(logits: Tensor, samples: Samples, temperature: float) -> Tensor:
     logits = logits.float() / temperature
     chosen = logits.gather(-1, samples.completions.unsqueeze(-1)).squeeze(-1)
     found: Tensor = chosen - torch.logsumexp(logits, dim=-1)
