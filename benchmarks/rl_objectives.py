@@ -24,11 +24,9 @@ from loomos.manifest import EnvironmentChoice, PPOConfig, WeaveConfig
 from loomos.rl.environments.deep_sea_treasure import FRONT
 from loomos.rl.evaluation import play
 from loomos.rl.making import environment_maker
-from loomos.rl.policies import make_agent
 from loomos.rl.pool import EnvironmentPool, Make
 from loomos.rl.ppo import PPO
-from loomos.rl.rollouts import Collector
-from loomos.rl.weave.making import make_weave
+from loomos.rl.practice import Practice
 
 NEEDS_STACK = False
 SEEDS = 5
@@ -77,20 +75,12 @@ class WeightedSum(gymnasium.Wrapper[Any, Any, Any, Any]):
 def learn(make: Make, config: PPOConfig) -> PPO:
     """A policy after all steps."""
     pool = EnvironmentPool(make, range(config.n_environments), seed=config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    if isinstance(config, WeaveConfig):
-        learner: PPO = make_weave(pool, config, generator=generator)
-    else:
-        agent = make_agent(config, pool.observation_size, pool.action_space)
-        learner = PPO(agent, config, generator=generator)
-    collector = Collector(pool, config)
-    collector.reset()
+    practice = Practice(pool, config)
+    practice.collector.reset()
     for update in range(config.updates):
-        rollout, episodes = collector.collect(learner.agent, config.steps_per_update, generator)
-        learner.note(episodes)
-        learner.update(rollout, remaining=1 - update / config.updates)
+        practice.update(update)
     pool.close()
-    return learner
+    return practice.learner
 
 
 def found_by(variant: dict[str, Any] | None, number: int, seed: int) -> tuple[float, float]:

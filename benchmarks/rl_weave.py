@@ -18,11 +18,8 @@ from scipy import stats
 
 from loomos.manifest import EnvironmentChoice, PPOConfig, WeaveConfig
 from loomos.rl.making import environment_maker
-from loomos.rl.policies import make_agent
 from loomos.rl.pool import EnvironmentPool
-from loomos.rl.ppo import PPO
-from loomos.rl.rollouts import Collector
-from loomos.rl.weave.making import make_weave
+from loomos.rl.practice import Practice
 
 NEEDS_STACK = False
 SIZES = (10, 14, 20, 26)
@@ -61,20 +58,13 @@ def run(size: int, variant: dict[str, Any] | None, seed: int) -> tuple[int | Non
         EnvironmentChoice(name="loomos/DeepSea-v0", config={"size": size, "mapping_seed": seed})
     )
     pool = EnvironmentPool(make, range(COPIES), seed=seed)
-    generator = torch.Generator().manual_seed(seed)
     config = PPOConfig(**settings) if variant is None else WeaveConfig(**settings, **variant)
-    if isinstance(config, WeaveConfig):
-        learner: PPO = make_weave(pool, config, generator=generator)
-    else:
-        agent = make_agent(config, pool.observation_size, pool.action_space)
-        learner = PPO(agent, config, generator=generator)
-    collector = Collector(pool, config)
-    collector.reset()
+    practice = Practice(pool, config)
+    practice.collector.reset()
     won: list[bool] = []
     began = time.process_time()
     for update in range(config.updates):
-        rollout, episodes = collector.collect(learner.agent, config.steps_per_update, generator)
-        learner.update(rollout, remaining=1 - update / config.updates)
+        _, episodes = practice.update(update)
         won += [found > 0.5 for found in episodes.returns]
     took_s = time.process_time() - began
     sums = np.convolve(won, np.ones(WINDOW), "valid")

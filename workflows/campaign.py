@@ -24,22 +24,19 @@ with workflow.unsafe.imports_passed_through():
         RoundReport,
         WeightedPolicy,
     )
-    from loomos.jobs.facts import Fact, RecordFacts
     from loomos.jobs.names import SUMMARY_MEMO
     from loomos.jobs.states import JobState
     from loomos.jobs.training import TimelineEntry, TrainingRunInput
     from loomos.manifest import CampaignMember, CampaignPhase, TrainingSpec
     from loomos.rl import campaigns
-    from workflows import calls
     from workflows.campaign_calls import blend_policies
     from workflows.causes import root_cause
     from workflows.child_jobs import run_job
+    from workflows.long_runs import is_long, record
     from workflows.state_log import StateLog
 
 CAMPAIGN_LABEL = "campaign"
 """Label of a member's jobs: the campaign's id."""
-MOST_EVENTS = 4000
-"""A run whose history is longer hands over to a new one after its round."""
 
 
 @workflow.defn(name="RLCampaign")
@@ -66,7 +63,7 @@ class RLCampaign:
                 await self._begin()
             while (phase := self._next_phase()) is not None:
                 await self._round(phase)
-                if self._is_long():
+                if is_long():
                     await self._continue_as_new()
             return await self._conclude()
         except workflow.ContinueAsNewError:
@@ -261,12 +258,6 @@ class RLCampaign:
 
     # --- bookkeeping ---
 
-    def _is_long(self) -> bool:
-        info = workflow.info()
-        return (
-            info.is_continue_as_new_suggested() or info.get_current_history_length() > MOST_EVENTS
-        )
-
     async def _continue_as_new(self) -> None:
         await workflow.wait_condition(workflow.all_handlers_finished)
         carried = CarriedCampaign(
@@ -281,14 +272,8 @@ class RLCampaign:
         workflow.continue_as_new(self._run.model_copy(update={"carried": carried}))
 
     async def _record(self, event_type: str, data: dict[str, object]) -> None:
-        """Let the ledger know, and wait until it does."""
-        run = workflow.info().first_execution_run_id
         person = self._run.owner if event_type == "campaign_started" else None
-        fact = Fact(event_type=event_type, key=f"{run}/{event_type}", data=data, person=person)
-        campaign_id = self._run.campaign_id
-        await calls.start_record(
-            RecordFacts(job_id=campaign_id, stream=f"campaign:{campaign_id}", facts=[fact])
-        )
+        await record("campaign", self._run.campaign_id, event_type, data, person)
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("rounds", str(max(0, len(self._rounds) - 1)))]

@@ -36,7 +36,6 @@ with workflow.unsafe.imports_passed_through():
         TrialState,
         WarmStartRequest,
     )
-    from loomos.jobs.facts import Fact, RecordFacts
     from loomos.jobs.names import SUMMARY_MEMO
     from loomos.manifest import TrainingSpec
     from loomos.weaver.book import TrialBook
@@ -45,11 +44,10 @@ with workflow.unsafe.imports_passed_through():
     from loomos.weaver.results import enough
     from workflows import calls, experiment_calls
     from workflows.causes import root_cause
+    from workflows.long_runs import is_long, record
     from workflows.state_log import StateLog
     from workflows.trial_jobs import run_as_job
 
-MOST_EVENTS = 4000
-"""A run whose history is longer hands over to a new one as soon as no trial runs."""
 MOST_ASKED = 64
 """Points asked for at once."""
 MOST_RECORDED = 20
@@ -124,7 +122,7 @@ class ExperimentSweep:
         while True:
             seen = self._news
             self._look_whether_enough()
-            if not self._is_long():
+            if not is_long():
                 self._choose()
                 self._start()
             elif not self._running and self._choosing is None:
@@ -331,12 +329,6 @@ class ExperimentSweep:
 
     # --- bookkeeping ---
 
-    def _is_long(self) -> bool:
-        info = workflow.info()
-        return (
-            info.is_continue_as_new_suggested() or info.get_current_history_length() > MOST_EVENTS
-        )
-
     async def _continue_as_new(self) -> None:
         await workflow.wait_condition(workflow.all_handlers_finished)
         carried = CarriedSweep(
@@ -352,14 +344,8 @@ class ExperimentSweep:
         workflow.continue_as_new(self._run.model_copy(update={"carried": carried}))
 
     async def _record(self, event_type: str, data: dict[str, object]) -> None:
-        """Let the ledger know, and wait until it does."""
-        run = workflow.info().first_execution_run_id
         person = self._run.owner if event_type == "experiment_started" else None
-        fact = Fact(event_type=event_type, key=f"{run}/{event_type}", data=data, person=person)
-        experiment_id = self._run.experiment_id
-        await calls.start_record(
-            RecordFacts(job_id=experiment_id, stream=f"experiment:{experiment_id}", facts=[fact])
-        )
+        await record("experiment", self._run.experiment_id, event_type, data, person)
 
     def _rows(self) -> list[tuple[str, str]]:
         counts = ", ".join(f"{count} {state}" for state, count in self._book.counts().items())

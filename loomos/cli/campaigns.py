@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loomos.cli.output import Format, Output, ago, call, chosen, print_facts, print_table, show
+from loomos.cli.output import (
+    Format,
+    Output,
+    ago,
+    call,
+    chosen,
+    counting,
+    print_facts,
+    print_table,
+    show,
+)
 
 if TYPE_CHECKING:
     from loomos.client.campaign_models import CampaignList
@@ -96,29 +106,16 @@ def cancel(campaign_id: CampaignId, output: Output = None) -> None:
 
 def _follow(campaign: CampaignStatus, output: Output) -> None:
     """Show rounds as they end; then the campaign. One that failed ends with code 1."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     shows = chosen(output) == Format.TABLE
-    console = Console(highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
     total = sum(phase.rounds for phase in campaign.spec.phases)
 
     async def work(client: LoomOSClient) -> CampaignStatus:
         found, told = campaign, 0
-        with Progress(*columns, console=console, disable=not shows) as progress:
-            task = progress.add_task(campaign.campaign_id, total=total)
+        with counting(campaign.campaign_id, total, shows=shows) as count:
             async for found in client.campaigns.follow(campaign.campaign_id):
                 for event in found.timeline[told:]:
-                    if shows:
-                        console.print(f"{event.state:<10} {event.message}")
+                    count(max(0, len(found.rounds) - 1), f"{event.state:<10} {event.message}")
                 told = len(found.timeline)
-                progress.update(task, completed=max(0, len(found.rounds) - 1))
         return found
 
     ended = call(work)

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loomos.cli.output import Format, Output, ago, call, chosen, print_facts, print_table, show
+from loomos.cli.output import (
+    Format,
+    Output,
+    ago,
+    call,
+    chosen,
+    counting,
+    print_facts,
+    print_table,
+    show,
+)
 
 if TYPE_CHECKING:
     from loomos.client.experiment_models import ExperimentList
@@ -209,28 +219,16 @@ def plot(
 
 def _follow(experiment: ExperimentStatus, output: Output) -> None:
     """Show trials as they finish; then the experiment. A failed one ends with code 1."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     shows = chosen(output) == Format.TABLE
-    console = Console(highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
+    total = experiment.spec.most_trials
 
     async def work(client: LoomOSClient) -> ExperimentStatus:
-        with Progress(*columns, console=console, disable=not shows) as progress:
-            task = progress.add_task(experiment.experiment_id, total=experiment.spec.most_trials)
+        with counting(experiment.experiment_id, total, shows=shows) as count:
+            done = 0
             async for trial in client.experiments.follow(experiment.experiment_id):
-                progress.advance(task)
-                if shows:
-                    value = trial.error or _values(trial)
-                    console.print(
-                        f"{trial.number:>5}  {trial.state:<10} {value:<14} {_params(trial)}"
-                    )
+                done += 1
+                value = trial.error or _values(trial)
+                count(done, f"{trial.number:>5}  {trial.state:<10} {value:<14} {_params(trial)}")
         return await client.experiments.get(experiment.experiment_id)
 
     ended = call(work)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -40,6 +41,14 @@ def call(work: Callable[[LoomOSClient], Awaitable[T]]) -> T:
             return await work(client)
 
     return asyncio.run(run())
+
+
+class Counter(Protocol):
+    """What `counting` gives."""
+
+    def __call__(self, done: int, line: str = "") -> None:
+        """So many are done; print a line."""
+        ...
 
 
 def chosen(output: Format | None) -> Format:
@@ -80,6 +89,30 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False).print(table)
+
+
+@contextmanager
+def counting(name: str, total: int, *, shows: bool) -> Iterator[Counter]:
+    """A bar that counts; lines may be printed above it. Without `shows` there is nothing to see."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not shows) as progress:
+        task = progress.add_task(name, total=total)
+
+        def count(done: int, line: str = "") -> None:
+            progress.update(task, completed=done)
+            if line and shows:
+                console.print(line)
+
+        yield count
 
 
 def print_facts(facts: Sequence[tuple[str, Any]]) -> None:

@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 
+from loomos.client.documents_api import DocumentsApi
 from loomos.client.experiment_models import ExperimentList
-from loomos.client.transport import Transport
 from loomos.jobs.experiments import ExperimentStatus, TrialPage, TrialRecord
 from loomos.manifest import Experiment
 
 FOLLOW_S = 0.5
 
 
-class ExperimentsApi:
+class ExperimentsApi(DocumentsApi[Experiment, ExperimentStatus, ExperimentList]):
     """Searches over parameters: `client.experiments`."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    async def start(
-        self, experiment: Experiment, *, idempotency_key: str | None = None
-    ) -> ExperimentStatus:
-        """Start an experiment.
-
-        A key is made up if none is given, so that a retry after a lost answer starts once.
-
-        Raises:
-            Conflict: the key was used for another experiment.
-        """
-        return await self._transport.call(
-            "POST",
-            "/experiments",
-            ExperimentStatus,
-            json=experiment.model_dump(mode="json", exclude_unset=True),
-            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
-        )
-
-    async def get(self, experiment_id: str) -> ExperimentStatus:
-        """An experiment, with its best trial or Pareto front."""
-        return await self._transport.call("GET", f"/experiments/{experiment_id}", ExperimentStatus)
+    path = "/experiments"
+    status = ExperimentStatus
+    page = ExperimentList
 
     async def trials(self, experiment_id: str, *, since: int = 0, limit: int = 500) -> TrialPage:
         """Finished trials, in the order in which they finished."""
@@ -79,16 +57,3 @@ class ExperimentsApi:
         """
         path = f"/experiments/{experiment_id}/stop"
         return await self._transport.call("POST", path, ExperimentStatus, json={"reason": reason})
-
-    async def cancel(self, experiment_id: str) -> ExperimentStatus:
-        """End an experiment and its trials.
-
-        Raises:
-            Conflict: it has ended.
-        """
-        path = f"/experiments/{experiment_id}/cancel"
-        return await self._transport.call("POST", path, ExperimentStatus)
-
-    async def list(self) -> ExperimentList:
-        """The newest experiments."""
-        return await self._transport.call("GET", "/experiments", ExperimentList)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,12 +20,10 @@ from loomos.jobs.training import TrainAssignment
 from loomos.manifest import PPOConfig, WeaveConfig
 from loomos.rl.evaluation import mean_return
 from loomos.rl.making import environment_maker
-from loomos.rl.policies import load_into, make_agent, read_policy
+from loomos.rl.policies import load_into, read_policy
 from loomos.rl.pool import EnvironmentPool, Make
-from loomos.rl.ppo import PPO
-from loomos.rl.rollouts import Collector
+from loomos.rl.practice import Practice
 from loomos.rl.threads import with_threads
-from loomos.rl.weave.making import make_weave
 from loomos.training.inputs import InputCache
 from loomos.training.learner import Learner
 from loomos.training.model_state import load_model_state, model_state
@@ -56,8 +53,13 @@ class PolicyLearner(Learner):
         share = config.model_copy(
             update={"minibatch_size": max(1, config.minibatch_size // self._world)}
         )
-        self._ppo = self._make_ppo(share, self._average if self._world > 1 else None)
-        self._collector = Collector(self._pool, config)
+        self._practice = Practice(
+            self._pool,
+            share,
+            generator=self._generator,
+            average=self._average if self._world > 1 else None,
+        )
+        self._ppo, self._collector = self._practice.learner, self._practice.collector
         if job.spec.policy is not None:
             self._start_from(place)
         self._returns: deque[float] = deque(maxlen=NEWEST_EPISODES)
@@ -68,10 +70,6 @@ class PolicyLearner(Learner):
 
     def _rewarded(self, make: Make) -> Make:
         return make
-
-    def _make_ppo(self, config: PPOConfig, average: Callable[[Tensor], None] | None) -> PPO:
-        agent = make_agent(config, self._pool.observation_size, self._pool.action_space)
-        return PPO(agent, config, generator=self._generator, average=average)
 
     def _start_from(self, place: Workplace) -> None:
         """Have the weights of a published policy, and its scale; the optimizer begins anew."""
@@ -137,12 +135,8 @@ class PolicyLearner(Learner):
 
     def step(self, step: int, totals: list[float]) -> list[float]:
         """Act for a batch, learn from it; means of the update, and the newest returns."""
-        rollout, episodes = self._collector.collect(
-            self._ppo.agent, self._config.steps_per_update, self._generator
-        )
+        metrics, episodes = self._practice.update(step)
         self._returns.extend(episodes.returns)
-        self._ppo.note(episodes)
-        metrics = self._ppo.update(rollout, remaining=1 - step / self.total_steps)
         self._metrics = list(metrics)
         means = [value / self._world for value in metrics.values()]
         return [*means, math.fsum(self._returns), float(len(self._returns))]
@@ -186,7 +180,3 @@ class WeaveLearner(PolicyLearner):
     def _rewarded(self, make: Make) -> Make:
         assert isinstance(self._config, WeaveConfig)
         return with_threads(make, self._config.reward_threads)
-
-    def _make_ppo(self, config: PPOConfig, average: Callable[[Tensor], None] | None) -> PPO:
-        assert isinstance(config, WeaveConfig)
-        return make_weave(self._pool, config, generator=self._generator, average=average)

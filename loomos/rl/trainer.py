@@ -17,6 +17,7 @@ from loomos.rl.making import environment_maker
 from loomos.rl.policies import Policy, make_agent
 from loomos.rl.pool import EnvironmentPool
 from loomos.rl.ppo import PPO
+from loomos.rl.practice import Practice
 from loomos.rl.rollouts import Collector, Rollout
 
 
@@ -99,20 +100,16 @@ class PPOTrainer:
         config = self.config
         copies = range(config.n_environments)
         pool = EnvironmentPool(environment_maker(choice), copies, seed=config.seed)
-        self.prepare(pool.observation_size, pool.action_space)
-        assert self._ppo is not None
-        collector = Collector(pool, config)
-        collector.reset()
+        practice = Practice(pool, config, generator=self._generator)
+        self._ppo = practice.learner
+        practice.collector.reset()
         for update in range(config.updates):
-            rollout, episodes = collector.collect(
-                self._ppo.agent, config.steps_per_update, self._generator
-            )
-            metrics = self._ppo.update(rollout, remaining=1 - update / config.updates)
+            metrics, episodes = practice.update(update)
             if on_update is not None:
                 mean = np.mean(episodes.returns) if episodes.returns else math.nan
                 on_update(update + 1, {**metrics, "episode_return": float(mean)})
         pool.close()
-        return Policy(self._ppo.agent, collector.scale, choice)
+        return Policy(self._ppo.agent, practice.collector.scale, choice)
 
     async def update(self, trajectories: Trajectories | Mapping[str, Any]) -> dict[str, float]:
         """Learn from what a policy did.

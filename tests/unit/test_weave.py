@@ -22,14 +22,13 @@ from loomos.manifest import (
 from loomos.rl import LoomRLGym, WeaveAlgorithm, create_weave_algorithm
 from loomos.rl.making import environment_maker
 from loomos.rl.networks import Categorical, DiagonalGaussian
-from loomos.rl.policies import make_agent
 from loomos.rl.pool import EnvironmentPool
 from loomos.rl.ppo import PPO
+from loomos.rl.practice import Practice, make_ppo
 from loomos.rl.rollouts import Collector, Rollout
 from loomos.rl.threads import with_threads
 from loomos.rl.weave import Mixture
 from loomos.rl.weave.bonuses import CountBonus, NoveltyBonus
-from loomos.rl.weave.making import make_weave
 from loomos.rl.weave.threads import Scalarizer
 
 
@@ -61,21 +60,12 @@ def learn(
         return gymnasium.make(name, **made_with)
 
     pool = EnvironmentPool(make, range(settings.n_environments), seed=settings.seed)
-    generator = torch.Generator().manual_seed(settings.seed)
-    if isinstance(settings, WeaveConfig):
-        ppo: PPO = make_weave(pool, settings, generator=generator)
-    else:
-        agent = make_agent(settings, pool.observation_size, pool.action_space)
-        ppo = PPO(agent, settings, generator=generator)
-    collector = Collector(pool, settings)
-    collector.reset()
+    practice = Practice(pool, settings)
+    practice.collector.reset()
     found: list[float] = []
     for update in range(updates):
-        rollout, episodes = collector.collect(ppo.agent, settings.steps_per_update, generator)
-        ppo.note(episodes)
-        ppo.update(rollout, remaining=1 - update / updates)
-        found += episodes.returns
-    return ppo, found
+        found += practice.update(update)[1].returns
+    return practice.learner, found
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
@@ -371,7 +361,7 @@ def test_it_learns_several_threads_at_once() -> None:
     )
     pool = EnvironmentPool(make, range(8), seed=0)
     generator = torch.Generator().manual_seed(0)
-    weave, collector = make_weave(pool, config, generator=generator), Collector(pool, config)
+    weave, collector = make_ppo(pool, config, generator=generator), Collector(pool, config)
     collector.reset()
     rollout, episodes = collector.collect(weave.agent, 64, generator)
     weave.note(episodes)
