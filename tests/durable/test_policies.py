@@ -13,6 +13,7 @@ import yaml
 from activities.rank_host import RankHost
 from loomos.client.http import LoomOSClient
 from loomos.jobs.states import JobState
+from loomos.jobs.training import CheckpointRef
 from loomos.manifest import JobManifest, ManifestValidator, TrainingSpec
 from loomos.rl.evaluation import returns
 from loomos.rl.making import environment_maker
@@ -147,6 +148,20 @@ def test_manifests_that_make_no_sense_say_what_to_change(change: dict[str, Any],
     found = ManifestValidator().validate(JobManifest.from_dict(document))
     assert not found.is_valid
     assert said in found.errors[0].message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "weave"])
+async def test_a_policy_goes_on_with_another_number_of_ranks(
+    policy_lab: MakeLab, algorithm: str
+) -> None:
+    lab = policy_lab(algorithm=algorithm, total_timesteps=60 * 256, learning_rate=2e-3)
+    await lab.run(2, 1, at_step=37)
+    resumed = await lab.run(1, 1)
+    assert resumed.outcome.resumed_from == CheckpointRef(generation=1, step=30)
+    assert resumed.outcome.step == 60
+    assert resumed.outcome.episode_return is not None
+    assert resumed.outcome.episode_return > 60  # chance is 22: what was learned is kept
 
 
 async def test_a_run_that_dies_after_its_last_step_still_tells_how_it_did(
