@@ -30,6 +30,7 @@ BENCHMARKS = (
     "rl_control",
     "rl_language",
     "rl_weave",
+    "rl_objectives",
 )
 
 

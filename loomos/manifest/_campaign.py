@@ -49,8 +49,8 @@ class CampaignPhase(Document):
     rounds: Annotated[int, Field(ge=1, le=1000)] = 5
     """Most rounds."""
     weights: dict[Name, Annotated[float, Field(ge=0)]] = {}
-    """Members that train, with the weight of each in the average; the others pause. Default: all,
-    as they last were, at first equal."""
+    """Members that train, with the weight of each in the average; the others pause. Default: those
+    of the phase before, as they last were; in the first phase all, equal."""
     adapts: bool = False
     """Whether weights move after each round to members whose score is furthest below its best."""
     until: float | None = None
