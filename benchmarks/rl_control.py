@@ -53,12 +53,12 @@ OURS: dict[str, dict[str, Any]] = {
     "Acrobot-v1": {
         "n_environments": 16,
         "batch_size": 4096,
-        "minibatch_size": 256,
+        "minibatch_size": 64,
         "n_epochs": 4,
-        "learning_rate": 1e-3,
-        "anneal_learning_rate": True,
+        "learning_rate": 3e-4,
         "gae_lambda": 0.94,
         "normalize_observations": True,
+        "normalize_rewards": True,
     },
     "Pendulum-v1": {
         "n_environments": 4,

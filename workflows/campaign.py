@@ -175,12 +175,10 @@ class RLCampaign:
             for label, members in self._spec.policies.items()
             if report.number == 0 or any(member.name in weights for member in members)
         ]
-        made = await asyncio.gather(*(self._blend_one(report, label, weights) for label in labels))
-        played = {
-            label: campaigns.difficulty(policy.environment)
-            for label, policy in zip(labels, made, strict=True)
-        }
-        self._policies |= dict(zip(labels, made, strict=True))
+        found = await asyncio.gather(*(self._blend_one(report, label, weights) for label in labels))
+        made = dict(zip(labels, found, strict=True))
+        played = {label: campaigns.difficulty(p.environment) for label, p in made.items()}
+        self._policies |= made
         report = report.model_copy(
             update={
                 "weights": weights,
@@ -190,9 +188,7 @@ class RLCampaign:
             }
         )
         self._rounds.append(report)
-        for label, policy in self._policies.items():
-            environment = campaigns.after(self._spec, policy)
-            self._policies[label] = policy.model_copy(update={"environment": environment})
+        self._policies |= campaigns.moved_on(self._spec, made)
         self._log.note(f"round {report.number}: {_told(report)}")
 
     async def _blend_one(

@@ -89,6 +89,14 @@ def after(spec: CampaignSpec, policy: PolicyState) -> EnvironmentChoice:
     return _with_difficulty(policy.environment, DIFFICULTIES[min(place + 1, 3)])
 
 
+def moved_on(spec: CampaignSpec, made: Mapping[str, PolicyState]) -> dict[str, PolicyState]:
+    """Policies that were just appraised, with the environments of their next round."""
+    return {
+        label: policy.model_copy(update={"environment": after(spec, policy)})
+        for label, policy in made.items()
+    }
+
+
 def difficulty(environment: EnvironmentChoice) -> str:
     """Its difficulty, where it has one."""
     return str(environment.config.get("difficulty", DIFFICULTIES[0]))
