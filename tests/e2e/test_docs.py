@@ -67,6 +67,8 @@ async def test_a_block_runs(
         assert len(saved) == len(trial.reports) == 10
     if "play" in names:
         assert await names["play"]() < 10
+    if "count" in names:
+        assert await names["count"]() == 2
     if "campaign" in names:
         assert 0 <= await names["campaign"]() <= 1
     if "search" in names:
