@@ -4,7 +4,8 @@ Each variant makes as many policies as there are preferences, with equal steps, 
 what counts is the hypervolume that their likeliest actions' returns cover (reference point: no
 treasure, 25 steps), relative to that of the ten best trades, which are known. PPO maximises a
 weighted sum of the objectives, scaled to their ranges; so does WEAVE `linear`; `chebyshev` moves
-weight to what falls behind; `lagrangian` takes the most treasure within an allowance of steps.
+weight to what falls behind; `utility` maximises the augmented Chebyshev utility of each episode;
+`lagrangian` takes the most treasure within an allowance of steps.
 Means and 95 % bootstrap intervals over seeds. Draws `RL_PLOT` (a PNG) if that is set; `RL_SEEDS`
 does less.
 """
@@ -33,7 +34,7 @@ SEEDS = 5
 STEPS = 60_000
 REFERENCE = (0.0, -25.0)
 RANGES = (124.0, 19.0)
-PREFERENCES = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
+PREFERENCES = (0.15, 0.3, 0.4, 0.5, 0.6, 0.8)
 """Weight of the treasure; the rest is that of time."""
 ALLOWANCES = (-1.5, -5.0, -8.5, -12.5, -16.0, -19.5)
 """Of time, for `lagrangian`."""
@@ -54,6 +55,12 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "WEAVE, linear, no bonus": {"critics": 1, "exploration_strategies": []},
     "WEAVE, linear": {"critics": 1},
     "WEAVE, chebyshev": {"critics": 1, "scalarization": "chebyshev"},
+    "WEAVE, utility": {
+        "critics": 1,
+        "scalarization": "utility",
+        "ideal": [124.0, -1.0],
+        "worst": [0.0, -25.0],
+    },
     "WEAVE, lagrangian": {"critics": 1, "scalarization": "lagrangian"},
 }
 """What differs; None is PPO itself."""

@@ -240,11 +240,16 @@ class WeaveConfig(PPOConfig):
     """What the environment rewards, in the order in which it gives rewards."""
     thread_weights: list[Annotated[float, Field(ge=0)]] | None = None
     """Weights of the threads, which are scaled to a sum of 1. Default: equal."""
-    scalarization: Literal["linear", "chebyshev", "lagrangian"] = "linear"
+    scalarization: Literal["linear", "chebyshev", "lagrangian", "utility"] = "linear"
     """How threads make one advantage: a weighted sum; weight on what is farthest from the best
-    return seen; or the first thread under the constraint that the others reach `thresholds`."""
+    return seen; the first thread under the constraint that the others reach `thresholds`; or the
+    utility of each episode's returns, the nearer to `ideal` in its worst thread the better."""
     thresholds: list[float] = []
     """For `lagrangian`, the least return of each thread but the first."""
+    ideal: list[float] = []
+    """For `utility`, the best return of each thread."""
+    worst: list[float] = []
+    """For `utility`, the worst return of each thread that matters."""
     dual_learning_rate: Annotated[float, Field(gt=0)] = 0.05
     """For `lagrangian`, of the multipliers."""
     trust_temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -265,6 +270,12 @@ class WeaveConfig(PPOConfig):
             raise ValueError(
                 f"thresholds needs {count - 1} numbers, one for each thread but the first"
             )
+        if self.scalarization == "utility":
+            for name in ("ideal", "worst"):
+                if len(getattr(self, name)) != count:
+                    raise ValueError(f"{name} needs {count} numbers, one for each thread")
+            if any(best <= bad for best, bad in zip(self.ideal, self.worst, strict=True)):
+                raise ValueError("ideal must be above worst in every thread")
         return self
 
     @property

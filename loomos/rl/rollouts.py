@@ -36,6 +36,8 @@ class Rollout:
     """[T, N]."""
     next_observations: Tensor | None = None
     """[T, N, D] that the steps led to, before any reset."""
+    accrued: Tensor | None = None
+    """[N, S] undiscounted returns, before the first step, of the episodes under way; None for 0."""
 
 
 @dataclass(kw_only=True)
@@ -84,6 +86,7 @@ class Collector:
         observations, actions, log_probs, values = [], [], [], []
         rewards, terminated, truncated, led_to = [], [], [], []
         cut_values: list[tuple[int, np.ndarray, Tensor]] = []
+        accrued = self._returns.reshape(len(self._pool), -1).copy()
         for step in range(steps):
             acted = agent.act(seen, generator)
             observations.append(seen)
@@ -121,6 +124,7 @@ class Collector:
             terminated=torch.from_numpy(np.stack(terminated)),
             truncated=torch.from_numpy(np.stack(truncated)),
             next_observations=torch.from_numpy(np.stack(led_to)),
+            accrued=torch.from_numpy(accrued).to(all_values.dtype),
         )
         return rollout, episodes
 

@@ -20,6 +20,7 @@ from loomos.manifest import (
     WeaveConfig,
 )
 from loomos.rl import LoomRLGym, WeaveAlgorithm, create_weave_algorithm
+from loomos.rl.environments.deep_sea_treasure import FRONT
 from loomos.rl.making import environment_maker
 from loomos.rl.networks import Categorical, DiagonalGaussian
 from loomos.rl.pool import EnvironmentPool
@@ -221,6 +222,61 @@ def test_chebyshev_puts_weight_on_what_lags() -> None:
     assert np.array_equal(again.weights, scalarizer.weights)
 
 
+def utility_of(weights: list[float], **more: Any) -> Scalarizer:
+    return Scalarizer(
+        WeaveConfig(
+            reward_threads=TWO,
+            scalarization="utility",
+            thread_weights=weights,
+            ideal=[124.0, -1.0],
+            worst=[0.0, -25.0],
+            **more,
+        )
+    )
+
+
+def test_utilities_best_trades_include_those_that_no_sum_prefers() -> None:
+    """Each of the ten best trades is the best of some utility; sums prefer two of them."""
+    front = torch.tensor(FRONT)
+    shares = np.linspace(0.001, 0.999, 999)
+    best = {int(utility_of([w, 1 - w]).utility(front).argmax()) for w in shares}
+    assert best == set(range(10))
+    scaled = (front - torch.tensor([0.0, -25.0])) / torch.tensor([124.0, 24.0])
+    summed = {
+        int((scaled @ torch.tensor([w, 1 - w], dtype=torch.float32)).argmax()) for w in shares
+    }
+    assert summed <= {0, 8, 9}
+
+
+def test_rewards_of_utility_sum_up_to_the_utility_of_the_episode() -> None:
+    torch.manual_seed(0)
+    scalarizer = utility_of([0.6, 0.4])
+    rewards, accrued = torch.randn(6, 2, 2) * 10, torch.randn(2, 2) * 10
+    over = torch.zeros(6, 2, dtype=torch.bool)
+    over[3, 0] = True
+    empty = torch.zeros(6, 2, 2)
+    rollout = Rollout(
+        observations=empty,
+        actions=empty,
+        log_probs=empty,
+        rewards=rewards,
+        values=empty,
+        next_values=empty,
+        terminated=over,
+        truncated=torch.zeros_like(over),
+        accrued=accrued,
+    )
+    changes = scalarizer.rewards(rollout)
+    u, nothing = scalarizer.utility, scalarizer.utility(torch.zeros(2))
+    ended = accrued[0] + rewards[:4, 0].sum(0)
+    torch.testing.assert_close(changes[:4, 0, 0].sum(), u(ended) - u(accrued[0]))
+    torch.testing.assert_close(changes[4:, 0, 0].sum(), u(rewards[4:, 0].sum(0)) - nothing)
+    whole = accrued[1] + rewards[:, 1].sum(0)
+    torch.testing.assert_close(changes[:, 1, 0].sum(), u(whole) - u(accrued[1]))
+    assert changes[..., 1].abs().sum() == 0
+    assert scalarizer.weights.tolist() == [1.0, 0.0]
+
+
 def test_a_multiplier_rises_while_its_constraint_is_broken_and_never_below_zero() -> None:
     config = WeaveConfig(
         reward_threads=TWO, scalarization="lagrangian", thresholds=[-1.0], dual_learning_rate=0.5
@@ -240,6 +296,16 @@ def test_a_multiplier_rises_while_its_constraint_is_broken_and_never_below_zero(
     [
         ({"reward_threads": TWO, "thread_weights": [1.0]}, "thread_weights needs 2 numbers"),
         ({"reward_threads": TWO, "scalarization": "lagrangian"}, "thresholds needs 1 numbers"),
+        ({"reward_threads": TWO, "scalarization": "utility"}, "ideal needs 2 numbers"),
+        (
+            {
+                "reward_threads": TWO,
+                "scalarization": "utility",
+                "ideal": [1.0, 1.0],
+                "worst": [0.0, 1.0],
+            },
+            "ideal must be above worst",
+        ),
         ({"reward_threads": TWO, "normalize_rewards": True}, "normalize_rewards is for one"),
     ],
 )

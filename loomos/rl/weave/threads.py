@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from loomos.manifest import WeaveConfig
+from loomos.rl.rollouts import Rollout
 
 AUGMENTATION = 0.05
 """Part of the plain sum in the Chebyshev weights (augmented scalarisation, Steuer & Choo 1983)."""
+RHO = 0.01
+"""Likewise in the utility: small, so that it excludes no best trade, and only breaks ties."""
 
 
 class Scalarizer:
@@ -23,6 +26,13 @@ class Scalarizer:
     single steps it is a heuristic: the gradient is that of the weighted sum at the present point.
     `lagrangian` raises a thread's multiplier while its mean return is below its threshold and
     lowers it above, never below zero (dual ascent; Tessler et al. 2019, arXiv:1805.11074).
+    `utility` rewards with the change of u(R), R the returns of the episode so far, which sums up to
+    the utility of the episode (ESR: the scalarisation is of each episode's returns):
+
+        u(R) = -max_h w_h d_h - rho sum_h w_h d_h,    d_h = (ideal_h - R_h) / (ideal_h - worst_h)
+
+    the augmented Chebyshev utility, whose maxima are all best trades, also those in the dents of a
+    front that no weighted sum reaches.
     """
 
     def __init__(self, config: WeaveConfig) -> None:
@@ -34,6 +44,33 @@ class Scalarizer:
         self._best = np.full(count, -np.inf)
         self._worst = np.full(count, np.inf)
         self._multipliers = np.zeros(max(0, count - 1))
+        if config.scalarization == "utility":  # the first stream carries it all
+            self.weights = np.eye(count)[0]
+
+    def rewards(self, rollout: Rollout) -> Tensor:
+        """The rewards [T, N, H] that the threads are to maximise."""
+        if self._config.scalarization != "utility":
+            return rollout.rewards
+        given = rollout.rewards
+        accrued = torch.zeros_like(given[0]) if rollout.accrued is None else rollout.accrued
+        if accrued.shape != given[0].shape:  # before the first step of all
+            accrued = torch.zeros_like(given[0])
+        over = (rollout.terminated | rollout.truncated).unsqueeze(-1)
+        changes = torch.zeros_like(given)
+        for step, reward in enumerate(given):
+            after = accrued + reward
+            changes[step, :, 0] = self.utility(after) - self.utility(accrued)
+            accrued = torch.where(over[step], 0.0, after)
+        return changes
+
+    def utility(self, returns: Tensor) -> Tensor:
+        """U of returns [..., H]."""
+        wanted, ideal, worst = (
+            torch.as_tensor(values, dtype=returns.dtype)
+            for values in (self._wanted, self._config.ideal, self._config.worst)
+        )
+        short = wanted * (ideal - returns) / (ideal - worst)
+        return -short.amax(-1) - RHO * short.sum(-1)
 
     def combine(self, advantages: Tensor) -> Tensor:
         """One advantage [T, N] of those of the threads [T, N, H]."""

@@ -65,7 +65,8 @@ class Weave(PPO):
     def _advantages(self, rollout: Rollout, remaining: float) -> tuple[Tensor, Tensor]:
         """A = A_threads + sum_i c_i r_i A_i, with r_i the share of head i in the action."""
         config, threads = self.config, len(self.config.reward_threads)
-        outer = self._estimate(rollout, slice(0, threads), rollout.rewards, episodic=True)
+        rewards = self.threads.rewards(rollout)
+        outer = self._estimate(rollout, slice(0, threads), rewards, episodic=True)
         combined, returns = self.threads.combine(outer[0]), [outer[1]]
         over = max(0.0, 1 - (1 - remaining) / config.bonus_until)
         shares = self._responsibilities(rollout)
