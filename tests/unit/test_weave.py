@@ -248,6 +248,33 @@ def test_utilities_best_trades_include_those_that_no_sum_prefers() -> None:
     assert summed <= {0, 8, 9}
 
 
+def test_treasures_lie_as_far_away_as_the_front_says() -> None:
+    """By trying all ways: fewest steps to each treasure, in the environment itself."""
+    environment = gymnasium.make("loomos/DeepSeaTreasure-v0", disable_env_checker=True)
+    fewest: dict[float, float] = {}
+    ways: list[list[int]] = [[]]
+    seen = set()
+    while ways:
+        following = []
+        for way in ways:
+            for action in range(4):
+                observation, _ = environment.reset(seed=0)
+                rewards, over = np.zeros(2), False
+                for taken in [*way, action]:
+                    observation, reward, over, _, _ = environment.step(taken)
+                    rewards = rewards + np.asarray(reward)
+                if over:
+                    fewest.setdefault(float(rewards[0]), float(rewards[1]))
+                elif (place := int(observation.argmax())) not in seen:
+                    seen.add(place)
+                    following.append([*way, action])
+        ways = following
+    assert sorted(fewest.items()) == sorted(FRONT)
+    environment.reset()
+    cut = [environment.step(0)[3] for _ in range(100)]  # up, against the surface
+    assert cut == [False] * 99 + [True]
+
+
 def test_rewards_of_utility_sum_up_to_the_utility_of_the_episode() -> None:
     torch.manual_seed(0)
     scalarizer = utility_of([0.6, 0.4])
