@@ -34,9 +34,9 @@ SEEDS = 5
 STEPS = 60_000
 REFERENCE = (0.0, -25.0)
 RANGES = (124.0, 19.0)
-PREFERENCES = (0.15, 0.3, 0.4, 0.5, 0.6, 0.8)
+PREFERENCES = (0.15, 0.3, 0.4, 0.55, 0.7, 0.9, 0.99)
 """Weight of the treasure; the rest is that of time."""
-ALLOWANCES = (-1.5, -5.0, -8.5, -12.5, -16.0, -19.5)
+ALLOWANCES = (-1.5, -4.0, -7.5, -9.5, -13.5, -17.5, -19.5)
 """Of time, for `lagrangian`."""
 
 COMMON: dict[str, Any] = {
@@ -52,15 +52,14 @@ COMMON: dict[str, Any] = {
 THREADS = ["task_completion", "efficiency"]
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "PPO, weighted sum": None,
-    "WEAVE, linear, no bonus": {"critics": 1, "exploration_strategies": []},
-    "WEAVE, linear": {"critics": 1},
-    "WEAVE, chebyshev": {"critics": 1, "scalarization": "chebyshev"},
     "WEAVE, utility": {
         "critics": 1,
         "scalarization": "utility",
         "ideal": [124.0, -1.0],
         "worst": [0.0, -25.0],
     },
+    "WEAVE, linear": {"critics": 1},
+    "WEAVE, chebyshev": {"critics": 1, "scalarization": "chebyshev"},
     "WEAVE, lagrangian": {"critics": 1, "scalarization": "lagrangian"},
 }
 """What differs; None is PPO itself."""
