@@ -26,7 +26,7 @@ from loomos.storage import open_store
 from loomos.training.loop import make_learner
 from loomos.training.report import Reporter
 from loomos.training.resolve import resolve
-from loomos.training.setup import RankContext
+from loomos.training.setup import RankContext, Workplace
 from loomos.training.tokenizer import byte_tokenizer
 
 NEEDS_STACK = False
@@ -98,7 +98,15 @@ def ours(folder: Path, algorithm: str) -> float:
         reporter=Reporter(None, 0),
         should_stop=lambda: False,
     )
-    learner = make_learner(job, context, open_store(storage), torch.device("cpu"), None)
+    learner = make_learner(
+        Workplace(
+            job=job,
+            context=context,
+            store=open_store(storage),
+            device=torch.device("cpu"),
+            control=None,
+        )
+    )
     learner.prepare()
     tokens, began = 0.0, 0.0
     for step in range(STEPS + WARM_UP):

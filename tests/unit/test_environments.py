@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import string
 from typing import Any
 
@@ -290,3 +291,15 @@ async def test_environments_run_side_by_side() -> None:
     names = [EnvironmentType.MATH, EnvironmentType.TOOL_CALL, EnvironmentType.LANGUAGE]
     assert len(await asyncio.gather(*map(play, names))) == 3
     await gym.cleanup()
+
+
+@pytest.mark.parametrize("name", list(EnvironmentType))
+def test_a_copy_of_a_task_goes_its_own_way(name: EnvironmentType) -> None:
+    environment = FamilyEnvironment(name, {})
+    task, twin = environment.make_task(7), environment.make_task(7)
+    copied = copy.deepcopy(task)
+    for reply in task.right_replies():
+        verdict = task.reply(reply)
+    assert verdict.is_correct
+    for reply in twin.right_replies():  # untouched by what happened to the one it came from
+        assert copied.reply(reply) == twin.reply(reply)
