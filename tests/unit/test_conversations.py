@@ -42,6 +42,7 @@ class Echo(Task):
     """Says what it heard, and is over after so many replies; right if the last says so."""
 
     kind = "echo"
+    has_turns = True
 
     def __init__(self, prompt: str, turns: int) -> None:
         self.prompt, self.turns, self.heard = prompt, turns, list[str]()

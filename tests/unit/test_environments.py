@@ -303,3 +303,17 @@ def test_a_copy_of_a_task_goes_its_own_way(name: EnvironmentType) -> None:
     assert verdict.is_correct
     for reply in twin.right_replies():  # untouched by what happened to the one it came from
         assert copied.reply(reply) == twin.reply(reply)
+
+
+@pytest.mark.parametrize("name", list(EnvironmentType))
+def test_a_reply_to_a_task_without_turns_changes_nothing(name: EnvironmentType) -> None:
+    task = FamilyEnvironment(name, {}).make_task(7)
+    right = task.right_replies()
+    first = task.reply("No idea.")
+    if task.has_turns:
+        assert name in (EnvironmentType.GAME, EnvironmentType.TOOL_CALL)
+        return
+    assert first.is_over
+    assert len(right) == 1
+    assert task.reply(right[0]).is_correct
+    assert task.reply("No idea.") == first

@@ -45,6 +45,8 @@ def _game(kind: str) -> Any:
 class GameTask(Task):
     """One game, in which the learner is the first or the second player."""
 
+    has_turns = True
+
     def __init__(self, kind: str, skill: float, random: np.random.Generator) -> None:
         self.kind = kind
         self._skill, self._random = skill, random

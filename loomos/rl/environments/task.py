@@ -49,6 +49,10 @@ class Task(ABC):
     media: ClassVar[dict[str, NDArray[Any]]] = {}
     """Images [H, W, 3] uint8 and sounds [samples] float32 that the prompt speaks of."""
 
+    has_turns: ClassVar[bool] = False
+    """Whether it goes on after a reply. Where it does not, a reply changes nothing, and many may be
+    judged by the same task."""
+
     @abstractmethod
     def observe(self) -> NDArray[np.float32]:
         """The state for a policy network, [64]."""

@@ -191,6 +191,8 @@ class Records:
 class ToolTask(Task):
     """One wish of a customer."""
 
+    has_turns = True
+
     def __init__(self, kind: str, level: float, faults: float, random: np.random.Generator) -> None:
         self.kind = kind
         self.records = Records(spread(2, 8, level), spread(2, 4, level), random)

@@ -100,8 +100,9 @@ class RewardedLearner(LanguageLearner):
 
     def _talk(self, seeds: list[int], copies: int, temperature: float) -> list[Conversation]:
         made = [self._environment.make_task(seed) for seed in seeds]
-        tasks: list[list[Task]] = [  # a copy costs a tenth of a millisecond, a task up to 60
-            [task, *(copy.deepcopy(task) for _ in range(copies - 1))] for task in made
+        tasks: list[list[Task]] = [
+            [task, *(copy.deepcopy(task) if task.has_turns else task for _ in range(copies - 1))]
+            for task in made
         ]
         self._bare.eval()
         held = self._talker.talk(self._bare, tasks, temperature=temperature)
