@@ -132,7 +132,7 @@ def draw(result: dict[str, Any], path: str) -> None:
         place.plot(-best[:, 1], best[:, 0], "o", color="0.8", markersize=9)
         points = np.asarray(row["points"])
         place.plot(-points[:, 1], points[:, 0], "x")
-        place.set(title=f"{name}\n{row['hypervolume']['iqm']} %", xlabel="steps", xlim=(0, 26))
+        place.set(title=f"{name}\n{row['hypervolume']['iqm']:.0f} %", xlabel="steps", xlim=(0, 26))
     axes[0].set_ylabel("treasure")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
