@@ -110,6 +110,7 @@ async def test_kills_change_nothing_of_what_a_campaign_comes_to(
     assert await weights(client, policy.version) == await weights(client, other.version)
 
 
+@pytest.mark.slow
 async def test_a_member_that_fails_loses_its_round_only(stack: Stack, client: LoomOSClient) -> None:
     document = two_groups(
         "loses", updates=30, parallelism=1, runtime={"retries": {"max_attempts": 1}}

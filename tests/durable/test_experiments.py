@@ -357,6 +357,7 @@ def trainings(**more) -> Experiment:
     )
 
 
+@pytest.mark.slow
 async def test_trainings_are_pruned_and_a_killed_one_goes_on_the_same(stack: Stack):
     document = trainings(
         parameters={"rate": {"type": "choice", "values": [1e-2, 2e-2, 1e-5, 2e-5, 1.5e-2, 3e-5]}},

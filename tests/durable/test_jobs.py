@@ -225,6 +225,7 @@ async def test_draining_a_node_moves_its_job_away(stack: Stack, client: LoomOSCl
     await stack.until(client, job_id, JobState.CANCELLED)
 
 
+@pytest.mark.slow
 async def test_a_cancelled_job_can_be_restarted_and_goes_on(
     stack: Stack, client: LoomOSClient
 ) -> None:

@@ -18,7 +18,6 @@ PHASES = ("queued", "starting", "mid-step", "mid-checkpoint", "publishing")
 
 IN_EVERY_RUN = {
     ("rank", "mid-step"),
-    ("node-2", "mid-checkpoint"),
     ("temporal", "mid-step"),
     ("everything", "mid-step"),
 }
