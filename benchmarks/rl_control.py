@@ -67,7 +67,7 @@ OURS: dict[str, dict[str, Any]] = {
         "n_epochs": 10,
         "learning_rate": 1e-3,
         "anneal_learning_rate": True,
-        "gamma": 0.9,
+        "gamma": 0.95,
         "gae_lambda": 0.95,
         "normalize_rewards": True,
     },
