@@ -30,7 +30,7 @@ from loomos.settings import Settings
 from loomos.storage import open_store
 
 if TYPE_CHECKING:
-    from loomos.training.requests import AverageRequest, EvaluateRequest, ExportRequest
+    from loomos.training.requests import AnsweredRequest
 
 HEARTBEAT_INTERVAL_S = 1.0
 SIGNAL_INTERVAL_S = 60.0
@@ -96,14 +96,7 @@ class TrainActivities:
         """Turn a checkpoint into a model version; done twice it makes one version."""
         from loomos.training.requests import ExportRequest
 
-        with self._folder("publish-") as folder:
-            export = ExportRequest(
-                publish=request,
-                storage=self._settings.storage,
-                scratch=self._scratch,
-                result=folder / "result.json",
-            )
-            result = await self._hosted("export", export, folder)
+        result = await self._hosted("export", ExportRequest, publish=request)
         return ModelVersion.model_validate(result["version"])
 
     @activity.defn
@@ -119,15 +112,8 @@ class TrainActivities:
         key = request.shard.key
         if await asyncio.to_thread(has_answers, store, request.shard):
             return ShardDone(key=key, was_there=True)
-        with self._folder("evaluate-") as folder:
-            evaluate = EvaluateRequest(
-                work=request,
-                public_key=await asyncio.to_thread(key_file.read_text),
-                storage=self._settings.storage,
-                scratch=self._scratch,
-                result=folder / "result.json",
-            )
-            await self._hosted("evaluate", evaluate, folder)
+        public_key = await asyncio.to_thread(key_file.read_text)
+        await self._hosted("evaluate", EvaluateRequest, work=request, public_key=public_key)
         return ShardDone(key=key, was_there=False)
 
     @activity.defn
@@ -135,33 +121,35 @@ class TrainActivities:
         """Average policies and appraise what comes of it; done twice it makes one version."""
         from loomos.training.requests import AverageRequest
 
-        with self._folder("blend-") as folder:
-            average = AverageRequest(
-                work=request,
-                storage=self._settings.storage,
-                scratch=self._scratch,
-                result=folder / "result.json",
-            )
-            result = await self._hosted("blend", average, folder)
+        result = await self._hosted("blend", AverageRequest, work=request)
         return Blended.model_validate(result["blended"])
 
     async def _hosted(
-        self, kind: str, request: ExportRequest | EvaluateRequest | AverageRequest, folder: Path
+        self, kind: str, request_type: type[AnsweredRequest], **work: Any
     ) -> dict[str, Any]:
         """Have the rank host run a process; its result, or its error."""
-        request.write(folder / "request.json")
-        async with _running(_heartbeats(None)):
-            process = await self._host.run(kind, folder / "request.json", folder)
-            code = await _supervise(process, 0, None)
-        if activity.is_cancelled():  # its process is gone now; that it failed is no news
-            raise asyncio.CancelledError
-        if not request.result.exists():
-            raise AttemptFailed(f"the {kind} process died (exit {code})")
-        result: dict[str, Any] = json.loads(request.result.read_text())
-        if "error" in result:
-            error = result["error"]
-            raise application_error(error["type"], error["message"], retryable=error["retryable"])
-        return result
+        with self._folder(f"{kind}-") as folder:
+            request = request_type(
+                storage=self._settings.storage,
+                scratch=self._scratch,
+                result=folder / "result.json",
+                **work,
+            )
+            request.write(folder / "request.json")
+            async with _running(_heartbeats(None)):
+                process = await self._host.run(kind, folder / "request.json", folder)
+                code = await _supervise(process, 0, None)
+            if activity.is_cancelled():  # its process is gone now; that it failed is no news
+                raise asyncio.CancelledError
+            if not request.result.exists():
+                raise AttemptFailed(f"the {kind} process died (exit {code})")
+            result: dict[str, Any] = json.loads(request.result.read_text())
+            if "error" in result:
+                error = result["error"]
+                raise application_error(
+                    error["type"], error["message"], retryable=error["retryable"]
+                )
+            return result
 
     @contextlib.contextmanager
     def _folder(self, prefix: str) -> Any:

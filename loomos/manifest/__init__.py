@@ -52,10 +52,12 @@ from loomos.manifest._experiment import (
 )
 from loomos.manifest._expressions import holds
 from loomos.manifest._learning import (
+    DIFFICULTIES,
     Completions,
     Difficulty,
     DPOConfig,
     EnvironmentChoice,
+    EnvironmentType,
     ExplorationStrategy,
     GRPOConfig,
     LanguagePPOConfig,
@@ -77,6 +79,7 @@ from loomos.manifest._spec import (
 from loomos.manifest._template import check_parameters, merge_patch, placeholders, substitute
 
 __all__ = [
+    "DIFFICULTIES",
     "CampaignCurriculum",
     "CampaignMember",
     "CampaignPhase",
@@ -89,6 +92,7 @@ __all__ = [
     "Document",
     "EarlyStopping",
     "EnvironmentChoice",
+    "EnvironmentType",
     "Experiment",
     "ExperimentSpec",
     "ExplorationStrategy",

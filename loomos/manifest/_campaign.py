@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from loomos.manifest._document_model import Document, Metadata, Name
 from loomos.manifest._learning import (
-    FAMILIES,
     Difficulty,
     EnvironmentChoice,
+    EnvironmentType,
     PPOConfig,
     RewardThread,
     WeaveConfig,
@@ -124,10 +124,10 @@ class CampaignSpec(Document):
                     "normalize_observations: members that share an environment would each scale "
                     "in their own way; set it to false"
                 )
-            if self.curriculum is not None and first.environment.name not in FAMILIES:
+            if self.curriculum is not None and first.environment.name not in set(EnvironmentType):
                 raise ValueError(
                     f"curriculum: {first.environment.name} has no difficulty; it is for "
-                    f"{', '.join(FAMILIES)}"
+                    f"{', '.join(EnvironmentType)}"
                 )
             for member in members:
                 self.training(member, policy=None, environment=member.environment, seed=0)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from loomos.manifest._document_model import Document
 
-FAMILIES = ("math", "game", "tool_call", "code", "language", "multimodal")
-"""Environments of LoomOS whose tasks have a difficulty."""
+
+class EnvironmentType(StrEnum):
+    """The families: environments of LoomOS, whose tasks have a difficulty."""
+
+    MATH = "math"
+    GAME = "game"
+    TOOL_CALL = "tool_call"
+    CODE = "code"
+    LANGUAGE = "language"
+    MULTIMODAL = "multimodal"
+
 
 Difficulty = Literal["beginner", "intermediate", "advanced", "expert"]
 """Of a task, easiest first."""
+DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
+"""Each, easiest first."""
 
 
 class EnvironmentChoice(Document):

@@ -14,10 +14,10 @@ from pydantic import Field, model_validator
 from loomos.manifest._delivery import RolloutPlan, Verification
 from loomos.manifest._document_model import Document, Metadata
 from loomos.manifest._learning import (
-    FAMILIES,
     Completions,
     DPOConfig,
     EnvironmentChoice,
+    EnvironmentType,
     GRPOConfig,
     LanguagePPOConfig,
     PPOConfig,
@@ -187,10 +187,10 @@ class TrainingSpec(Document):
         name = self.algorithm
         if self.environment is None:
             raise ValueError(f"algorithm {name} needs spec.environment; add it")
-        if self.environment.name not in FAMILIES:
+        if self.environment.name not in set(EnvironmentType):
             raise ValueError(
-                f"environment.name: language models talk with {', '.join(FAMILIES)}; use one of "
-                "them"
+                "environment.name: language models talk with "
+                f"{', '.join(EnvironmentType)}; use one of them"
             )
         if self.data is not None:
             raise ValueError(f"algorithm {name} learns from an environment; remove spec.data")

@@ -15,6 +15,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import torch
+from torch import Tensor
 
 from loomos.jobs.campaigns import Appraisal, Blended, BlendRequest
 from loomos.manifest import TrainingSpec, WeaveConfig
@@ -22,7 +23,6 @@ from loomos.rl.evaluation import play
 from loomos.rl.making import environment_maker
 from loomos.rl.normalizing import ObservationScale
 from loomos.rl.policies import (
-    SavedPolicy,
     average_weights,
     load_policy,
     make_agent,
@@ -64,13 +64,12 @@ def blend(request: AverageRequest) -> Blended:
             version=work.policies[0].version,
             appraisal=appraise(folders[0], work.training, work.episodes),
         )
-    weights = [policy.weight for policy in work.policies]
-    saved = _average([read_policy(f) for f in folders], weights) if folders else _new(work.training)
+    weights, scale = _average(folders, work) if folders else _new(work.training)
     with tempfile.TemporaryDirectory(dir=request.scratch, prefix="blend-") as scratch:
         root = Path(scratch) / "policy"
         environment = work.training.environment
         assert environment is not None
-        save_policy(root, saved.weights, saved.scale, work.training.acting, environment)
+        save_policy(root, weights, scale, work.training.acting, environment)
         (root / "README.md").write_text(_card(work))
         made = upload_version(
             store,
@@ -113,7 +112,7 @@ def appraise(folder: Path, training: TrainingSpec, episodes: int) -> Appraisal:
     )
 
 
-def _new(training: TrainingSpec) -> SavedPolicy:
+def _new(training: TrainingSpec) -> tuple[dict[str, Tensor], Tensor | None]:
     """A policy that has learned nothing."""
     assert training.environment is not None
     made = environment_maker(training.environment)()
@@ -123,11 +122,13 @@ def _new(training: TrainingSpec) -> SavedPolicy:
     scale = None
     if training.acting.normalize_observations:
         scale = torch.from_numpy(ObservationScale(size).moments.state())
-    return SavedPolicy(agent.state_dict(), scale, {})
+    return agent.state_dict(), scale
 
 
-def _average(policies: list[SavedPolicy], shares: list[float]) -> SavedPolicy:
-    return SavedPolicy(average_weights([p.weights for p in policies], shares), None, {})
+def _average(folders: list[Path], work: BlendRequest) -> tuple[dict[str, Tensor], None]:
+    """Of policies that do not scale what they observe."""
+    policies = [read_policy(folder).weights for folder in folders]
+    return average_weights(policies, [policy.weight for policy in work.policies]), None
 
 
 def _card(work: BlendRequest) -> str:

@@ -6,9 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from loomos.jobs.campaigns import Appraisal, PolicyState, RoundReport
-from loomos.manifest import CampaignMember, CampaignPhase, CampaignSpec, EnvironmentChoice
+from loomos.manifest import (
+    DIFFICULTIES,
+    CampaignMember,
+    CampaignPhase,
+    CampaignSpec,
+    EnvironmentChoice,
+)
 
-DIFFICULTIES = ("beginner", "intermediate", "advanced", "expert")
 ADAPTATION = 1.0
 """How fast weights move to members that fall behind."""
 
@@ -86,7 +91,7 @@ def after(spec: CampaignSpec, policy: PolicyState) -> EnvironmentChoice:
     if spec.curriculum is None or solved is None or solved < spec.curriculum.success_threshold:
         return policy.environment
     place = DIFFICULTIES.index(difficulty(policy.environment))
-    return _with_difficulty(policy.environment, DIFFICULTIES[min(place + 1, 3)])
+    return _with_difficulty(policy.environment, DIFFICULTIES[min(place + 1, len(DIFFICULTIES) - 1)])
 
 
 def moved_on(spec: CampaignSpec, made: Mapping[str, PolicyState]) -> dict[str, PolicyState]:

@@ -17,13 +17,16 @@ from loomos.jobs.campaigns import CampaignStatus, PolicyState, RoundReport
 from loomos.jobs.states import JobState
 from loomos.manifest import (
     Document,
+    EnvironmentType,
+    PPOConfig,
     RLCampaign,
+    WeaveConfig,
     validate_as,
 )
-from loomos.rl.environments.config import EnvironmentConfig, EnvironmentType
+from loomos.rl.environments.config import EnvironmentConfig
 
 COPIES = 8
-"""Copies of an environment that a member plays."""
+"""Copies of an environment that are played at a time, unless settings say otherwise."""
 LONGEST_BATCH = 1024
 """Most steps between updates."""
 
@@ -113,7 +116,8 @@ async def create_integrated_rl_system(
         algorithm: how policies learn.
         environments: families of LoomOS, such as `math`.
         distributed_nodes: trainings at a time. With more nodes than environments, several train
-            each policy, share its episodes, and are averaged after each round.
+            each policy, share its copies of the environment and so its episodes, and are averaged
+            after each round.
         training_config: fields of `SystemConfig`.
         client: an open client. Default: one of its own, from the settings.
 
@@ -124,23 +128,34 @@ async def create_integrated_rl_system(
     names = [known_family(name) for name in environments]
     if not names or distributed_nodes < 1:
         raise InvalidInput("name at least one environment and one node")
-    members = [
-        {
-            "name": name
-            if distributed_nodes <= len(names)
-            else f"{name}-{number // len(names) + 1}",
-            "environment": {"name": name, "config": {"max_steps": config.max_steps}},
-        }
-        for number in range(max(distributed_nodes, len(names)))
-        for name in [names[number % len(names)]]
-    ]
-    each = max(1, max(distributed_nodes, len(names)) // len(names))
     episodes = min(config.update_frequency, config.episodes_per_environment)
+    settings = validate_as(
+        WeaveConfig if algorithm == "weave" else PPOConfig,
+        {**round_of(episodes * config.max_steps), **config.settings},
+        "training_config.settings",
+    )
+    members: list[dict[str, Any]] = []
+    for place, name in enumerate(names):
+        nodes = len(range(place, max(distributed_nodes, len(names)), len(names)))
+        copies = _shares(settings.n_environments, nodes)
+        members += [
+            {
+                "name": name if nodes == 1 else f"{name}-{number}",
+                "environment": {"name": name, "config": {"max_steps": config.max_steps}},
+                "copies": share,
+            }
+            for number, share in enumerate(copies, 1)
+        ]
+    phase = {
+        "name": "train",
+        "rounds": -(-config.episodes_per_environment // episodes),
+        "weights": {member["name"]: float(member["copies"]) for member in members},
+    }
     spec: dict[str, Any] = {
         "algorithm": algorithm,
-        algorithm: {**round_of(episodes * config.max_steps // each), **config.settings},
+        algorithm: settings.model_dump(exclude_unset=True),
         "members": members,
-        "phases": [{"name": "train", "rounds": -(-config.episodes_per_environment // episodes)}],
+        "phases": [phase],
         "parallelism": distributed_nodes,
         "evaluate_episodes": config.evaluate_episodes,
     }
@@ -159,6 +174,12 @@ def known_family(name: str) -> str:
     if name not in known:
         raise InvalidInput(f"environments: no {name!r}; there are {', '.join(known)}")
     return str(EnvironmentType(name).value)
+
+
+def _shares(copies: int, nodes: int) -> list[int]:
+    """Copies of an environment for each of its nodes, at least one."""
+    some, more = divmod(copies, nodes)
+    return [max(1, some + (number < more)) for number in range(nodes)]
 
 
 def round_of(steps: int, copies: int = COPIES, longest: int = LONGEST_BATCH) -> dict[str, int]:

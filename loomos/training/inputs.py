@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ class InputCache:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 blob = self._fetch(f"blob:{entry['sha256']}", entry["sha256"], entry["name"])
-                path.unlink(missing_ok=True)
-                path.symlink_to(blob)
+                _link(path, blob)
         return target
 
     def _fetch(self, uri: str, sha256: str, name: str) -> Path:
@@ -75,6 +75,13 @@ class InputCache:
                 raise InvalidData(f"{name} has changed since the job was resolved; submit it again")
             partial.replace(path)
         return path
+
+
+def _link(path: Path, blob: Path) -> None:
+    """Make a link, whoever makes the same one at the same time."""
+    own = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    own.symlink_to(blob)
+    own.replace(path)
 
 
 def model_source(model: Model, inputs: ResolvedInputs, cache: InputCache) -> Path | None:

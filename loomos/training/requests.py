@@ -29,6 +29,13 @@ class HostedRequest(Message):
         path.write_text(json.dumps(content))
 
 
+class AnsweredRequest(HostedRequest):
+    """What a process gets that answers with a file."""
+
+    result: Path
+    """File for what it found, or for its error; see `loomos.training.hosted`."""
+
+
 class RankRequest(HostedRequest):
     """For the ranks of one node in one attempt."""
 
@@ -38,30 +45,24 @@ class RankRequest(HostedRequest):
     """Named pipe for reports."""
 
 
-class EvaluateRequest(HostedRequest):
+class EvaluateRequest(AnsweredRequest):
     """For the process that answers a shard of a verification."""
 
     work: ShardRequest
     """The shard."""
     public_key: str
     """PEM of the key that must have signed the version."""
-    result: Path
-    """File for the end, or for the error."""
 
 
-class AverageRequest(HostedRequest):
+class AverageRequest(AnsweredRequest):
     """For the process that averages and appraises policies."""
 
     work: BlendRequest
     """What to average."""
-    result: Path
-    """File for the `Blended`, or for the error."""
 
 
-class ExportRequest(HostedRequest):
+class ExportRequest(AnsweredRequest):
     """For the process that makes a model version."""
 
     publish: PublishRequest
     """What to publish."""
-    result: Path
-    """File for the `ModelVersion`, or for the error."""

@@ -348,16 +348,42 @@ async def test_an_integrated_system_shares_an_environment_among_nodes() -> None:
     )
     found = system.campaign.spec
     names = {label: [m.name for m in members] for label, members in found.policies.items()}
-    assert names == {"math": ["math-1", "math-2"], "code": ["code-1"], "language": ["language-1"]}
+    assert names == {"math": ["math-1", "math-2"], "code": ["code"], "language": ["language"]}
     assert found.phases[0].rounds == 5
     assert found.parallelism == 4
     assert found.curriculum is not None
     assert found.weave.learning_rate == 1e-3
-    assert found.weave.total_timesteps == 20 * 50
+    for members in found.policies.values():
+        runs = [
+            found.training(one, policy=None, environment=one.environment, seed=0).weave
+            for one in members
+        ]
+        assert sum(run.total_timesteps for run in runs) == 20 * 50
+        assert sum(run.n_environments for run in runs) == 8
     with pytest.raises(InvalidInput, match="no 'chess'"):
         await create_integrated_rl_system(environments=["chess"])
     with pytest.raises(InvalidInput, match=r"training_config.*episodes_per_environment"):
         await create_integrated_rl_system(training_config={"episodes_per_environment": 0})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "copies"), [(1, [12]), (3, [4, 4, 4]), (5, [3, 3, 2, 2, 2]), (14, [1] * 14)]
+)
+async def test_a_policys_nodes_count_as_much_as_they_play(nodes: int, copies: list[int]) -> None:
+    system = await create_integrated_rl_system(
+        algorithm="ppo",
+        environments=["math"],
+        distributed_nodes=nodes,
+        training_config={"settings": {"n_environments": 12, "batch_size": 24}},
+    )
+    found = system.campaign.spec
+    assert [one.copies for one in found.members] == copies
+    assert list(found.phases[0].weights.values()) == copies
+
+
+async def test_settings_that_make_no_sense_are_named() -> None:
+    with pytest.raises(InvalidInput, match=r"training_config\.settings.*n_environments"):
+        await create_integrated_rl_system(training_config={"settings": {"n_environments": "x"}})
 
 
 def test_results_print_as_numbers_and_read_as_mappings() -> None:

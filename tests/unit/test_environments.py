@@ -13,6 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from loomos.errors import InvalidInput
+from loomos.manifest import DIFFICULTIES
 from loomos.rl.environments import IDS, EnvironmentType, FamilyEnvironment
 from loomos.rl.environments.config import CurriculumConfig
 from loomos.rl.environments.curriculum import Curriculum
@@ -23,7 +24,6 @@ FAMILIES = list(EnvironmentType)
 QUICK = [name for name in FAMILIES if name != EnvironmentType.CODE]
 """Code runs a sandbox at each step."""
 
-DIFFICULTIES = ("beginner", "intermediate", "advanced", "expert")
 
 EVERYTHING: dict[str, dict[str, Any]] = {
     "math": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gymnasium
 
-from loomos.rl.environments.config import EnvironmentType
+from loomos.manifest import EnvironmentType
 from loomos.rl.environments.environment import EnvironmentInfo, FamilyEnvironment, LoomEnvironment
 
 __all__ = ["EnvironmentInfo", "EnvironmentType", "FamilyEnvironment", "LoomEnvironment"]

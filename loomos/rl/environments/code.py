@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loomos.rl.environments.config import CodeConfig, EnvironmentType
+from loomos.manifest import EnvironmentType
+from loomos.rl.environments.config import CodeConfig
 from loomos.rl.environments.programs import PROGRAMS, Program, telling_inputs
 from loomos.rl.environments.task import ACTIONS, Family, Task, Verdict, one_hot, pad, spread
 from loomos.rl.sandbox import Limits, Outputs, run_function, run_query

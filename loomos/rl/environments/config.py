@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from loomos.manifest import Difficulty, Document
+from loomos.manifest import DIFFICULTIES, Difficulty, Document
 
-LEVELS: dict[str, float] = {
-    "beginner": 0.0,
-    "intermediate": 1 / 3,
-    "advanced": 2 / 3,
-    "expert": 1.0,
-}
+LEVELS: dict[str, float] = {name: place / 3 for place, name in enumerate(DIFFICULTIES)}
 """Each difficulty as a level from 0 to 1, which tasks are made by."""
-
-
-class EnvironmentType(StrEnum):
-    """The families."""
-
-    MATH = "math"
-    GAME = "game"
-    TOOL_CALL = "tool_call"
-    CODE = "code"
-    LANGUAGE = "language"
-    MULTIMODAL = "multimodal"
 
 
 class RewardShaping(Document):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from loomos.errors import InvalidInput
-from loomos.manifest import field_errors
-from loomos.rl.environments.config import LEVELS, EnvironmentConfig, EnvironmentType
+from loomos.manifest import EnvironmentType, field_errors
+from loomos.rl.environments.config import LEVELS, EnvironmentConfig
 from loomos.rl.environments.curriculum import Curriculum
 from loomos.rl.environments.families import FAMILIES
 from loomos.rl.environments.task import ACTIONS, OBSERVATION_SIZE, Task, Verdict

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from loomos.rl.environments.config import EnvironmentType
+from loomos.manifest import EnvironmentType
 from loomos.rl.environments.task import Family
 
 _HOME = {

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loomos.rl.environments.config import EnvironmentType, GameConfig
+from loomos.manifest import EnvironmentType
+from loomos.rl.environments.config import GameConfig
 from loomos.rl.environments.task import Family, Task, Verdict, one_hot, pad
 
 GAMES = {

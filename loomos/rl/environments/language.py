@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loomos.rl.environments.config import EnvironmentType, LanguageConfig
+from loomos.manifest import EnvironmentType
+from loomos.rl.environments.config import LanguageConfig
 from loomos.rl.environments.task import Family, Task, Verdict, one_hot, pad, spread
 
 NOUNS = ("river", "cat", "storm", "garden", "child", "engine", "bridge", "letter", "wolf", "lamp")

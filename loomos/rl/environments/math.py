@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loomos.rl.environments.config import EnvironmentType, MathConfig
+from loomos.manifest import EnvironmentType
+from loomos.rl.environments.config import MathConfig
 from loomos.rl.environments.task import Family, Task, Verdict, one_hot, pad, spread
 
 SYMBOLS = "0123456789-/."

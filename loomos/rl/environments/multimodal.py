@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loomos.rl.environments.config import EnvironmentType, MultimodalConfig
+from loomos.manifest import EnvironmentType
+from loomos.rl.environments.config import MultimodalConfig
 from loomos.rl.environments.math import answer_of
 from loomos.rl.environments.task import Family, Task, Verdict, one_hot, pad, spread
 

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from loomos.rl.environments.config import EnvironmentConfig, EnvironmentType
+from loomos.manifest import EnvironmentType
+from loomos.rl.environments.config import EnvironmentConfig
 
 OBSERVATION_SIZE = 64
 """Numbers that a policy network sees, each from -1 to 1; the same in all families."""

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loomos.rl.environments.config import EnvironmentType, ToolCallConfig
+from loomos.manifest import EnvironmentType
+from loomos.rl.environments.config import ToolCallConfig
 from loomos.rl.environments.task import ACTIONS, Family, Task, Verdict, one_hot, pad, spread
 
 KINDS = ("lookup", "cancel", "refund", "reorder")
