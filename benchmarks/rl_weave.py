@@ -1,19 +1,22 @@
-"""WEAVE beside PPO, and each part of it alone, where rewards are sparse: DeepSea of growing size.
+"""WEAVE beside PPO, and each part of it alone, where rewards are sparse and tasks of growing size.
 
-Equal steps, equal settings but for what is named, the same seeds. A run has solved a size when 180
-of 200 episodes in a row found the treasure; the figure is the episodes that this took, or all that
-there were. Means are interquartile means with 95 % bootstrap intervals over seeds (Agarwal et al.
-2021, arXiv:2108.13264). Draws `RL_PLOT` (a PNG) if that is set. `RL_SEEDS`, `RL_SIZES` do less.
+DeepSea has one path that pays. A frozen lake of random holes, without slipping, pays at the far
+corner only. Equal steps, equal settings but for what is named, the same seeds; a seed has a map of
+its own. A run has solved a task when 180 of 200 episodes in a row were paid; the figure is the
+thousands of steps that this took, or all that there were. Means are interquartile means with 95 %
+bootstrap intervals over seeds (Agarwal et al. 2021, arXiv:2108.13264). Draws `RL_PLOT` (a PNG) if
+that is set. `RL_SEEDS` and `RL_TASKS` (such as `DeepSea 14,lake 8`) do less.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 from scipy import stats
 
 from loomos.manifest import EnvironmentChoice, PPOConfig, WeaveConfig
@@ -22,9 +25,7 @@ from loomos.rl.pool import EnvironmentPool
 from loomos.rl.practice import Practice
 
 NEEDS_STACK = False
-SIZES = (10, 14, 20, 26)
 SEEDS = 5
-EPISODES = 6400
 COPIES = 32
 WINDOW, NEEDED = 200, 180
 
@@ -41,11 +42,38 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 """What differs from PPO; None is PPO itself."""
 
 
-def run(size: int, variant: dict[str, Any] | None, seed: int) -> tuple[int | None, int, float]:
-    """Episodes until it was solved, episodes with treasure, and processor seconds."""
-    batch = size * COPIES * 4
+class Task(NamedTuple):
+    """A kind of task, of some size."""
+
+    kind: str
+    size: int
+
+    @property
+    def steps(self) -> int:
+        """That a run may take."""
+        return self.size * 6400 if self.kind == "DeepSea" else 200_000
+
+    def environment(self, seed: int) -> EnvironmentChoice:
+        """Its map for a seed."""
+        if self.kind == "DeepSea":
+            config: dict[str, Any] = {"size": self.size, "mapping_seed": seed}
+            return EnvironmentChoice(name="loomos/DeepSea-v0", config=config)
+        config = {
+            "desc": generate_random_map(self.size, seed=seed),
+            "is_slippery": False,
+            "max_episode_steps": 4 * self.size,
+        }
+        return EnvironmentChoice(name="FrozenLake-v1", config=config)
+
+
+TASKS = ("DeepSea 10", "DeepSea 14", "DeepSea 20", "DeepSea 26", "lake 8", "lake 12", "lake 16")
+
+
+def run(task: Task, variant: dict[str, Any] | None, seed: int) -> tuple[int | None, float]:
+    """Steps until it was solved, if it was, and processor seconds."""
+    batch = task.size * COPIES * 4
     settings: dict[str, Any] = {
-        "total_timesteps": size * EPISODES,
+        "total_timesteps": task.steps,
         "n_environments": COPIES,
         "batch_size": batch,
         "minibatch_size": batch // 8,
@@ -54,22 +82,25 @@ def run(size: int, variant: dict[str, Any] | None, seed: int) -> tuple[int | Non
         "entropy_coef": 0.01,
         "seed": seed,
     }
-    make = environment_maker(
-        EnvironmentChoice(name="loomos/DeepSea-v0", config={"size": size, "mapping_seed": seed})
-    )
-    pool = EnvironmentPool(make, range(COPIES), seed=seed)
+    pool = EnvironmentPool(environment_maker(task.environment(seed)), range(COPIES), seed=seed)
     config = PPOConfig(**settings) if variant is None else WeaveConfig(**settings, **variant)
     practice = Practice(pool, config)
     practice.collector.reset()
     won: list[bool] = []
+    solved_at = None
     began = time.process_time()
     for update in range(config.updates):
         _, episodes = practice.update(update)
         won += [found > 0.5 for found in episodes.returns]
-    took_s = time.process_time() - began
-    sums = np.convolve(won, np.ones(WINDOW), "valid")
-    solved = np.flatnonzero(sums >= NEEDED)
-    return (int(solved[0]) + WINDOW if len(solved) else None), sum(won), took_s
+        if solved_at is None and _is_solved(won, len(episodes.returns)):
+            solved_at = (update + 1) * batch
+    return solved_at, time.process_time() - began
+
+
+def _is_solved(won: list[bool], newest: int) -> bool:
+    """Whether the last windows that end among the newest episodes hold one with enough paid."""
+    sums = np.convolve(won[-(WINDOW + newest) :], np.ones(WINDOW), "valid")
+    return len(won) >= WINDOW and bool(sums.max() >= NEEDED)
 
 
 def interval(values: list[float]) -> dict[str, float]:
@@ -90,42 +121,48 @@ def interval(values: list[float]) -> dict[str, float]:
 
 
 def draw(result: dict[str, Any], path: str) -> None:
-    """Episodes to solve by size, with intervals."""
+    """Steps to solve by size, with intervals: a panel for each kind of task."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for name, rows in result.items():
-        sizes = [int(size) for size in rows]
-        found = [rows[size]["episodes"] for size in rows]
-        middle = [of["iqm"] for of in found]
-        below = [of["iqm"] - of["low"] for of in found]
-        above = [of["high"] - of["iqm"] for of in found]
-        axes.errorbar(sizes, middle, yerr=[below, above], marker="o", capsize=3, label=name)
-    axes.axhline(EPISODES, color="0.5", linestyle="--", label="never")
-    axes.set(title="DeepSea", xlabel="size", ylabel="episodes until solved", ylim=(0, None))
-    axes.legend()
+    tasks = [Task(kind, int(size)) for kind, size in map(str.split, next(iter(result.values())))]
+    kinds = list(dict.fromkeys(task.kind for task in tasks))
+    figure, panels = pyplot.subplots(1, len(kinds), figsize=(6 * len(kinds), 4.5), squeeze=False)
+    for axes, kind in zip(panels[0], kinds, strict=True):
+        sizes = [task.size for task in tasks if task.kind == kind]
+        for name, rows in result.items():
+            found = [rows[f"{kind} {size}"]["steps_k"] for size in sizes]
+            middle = [of["iqm"] for of in found]
+            below = [of["iqm"] - of["low"] for of in found]
+            above = [of["high"] - of["iqm"] for of in found]
+            axes.errorbar(sizes, middle, yerr=[below, above], marker="o", capsize=3, label=name)
+        most = [Task(kind, size).steps / 1000 for size in sizes]
+        axes.plot(sizes, most, color="0.5", linestyle="--", label="never")
+        axes.set(title=kind, xlabel="size", ylabel="thousand steps until solved", ylim=(0, None))
+    panels[0][0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
 
 async def measure(stack: None) -> dict[str, Any]:
-    """All variants, sizes and seeds."""
+    """All variants, tasks and seeds."""
     torch.set_num_threads(1)
-    sizes = [int(n) for n in os.environ.get("RL_SIZES", ",".join(map(str, SIZES))).split(",")]
+    tasks = os.environ.get("RL_TASKS", ",".join(TASKS)).split(",")
     seeds = range(int(os.environ.get("RL_SEEDS", SEEDS)))
     result: dict[str, Any] = {name: {} for name in VARIANTS}
-    for size in sizes:
+    for label in tasks:
+        kind, size = label.split()
+        task = Task(kind, int(size))
         for name, variant in VARIANTS.items():
-            rows = [run(size, variant, seed) for seed in seeds]
-            result[name][str(size)] = {
-                "solved": f"{sum(solved is not None for solved, _, _ in rows)} of {len(rows)}",
-                "episodes": interval([float(solved or EPISODES) for solved, _, _ in rows]),
-                "cpu_s": round(float(np.median([took_s for _, _, took_s in rows])), 1),
+            rows = [run(task, variant, seed) for seed in seeds]
+            result[name][label] = {
+                "solved": f"{sum(solved is not None for solved, _ in rows)} of {len(rows)}",
+                "steps_k": interval([(solved or task.steps) / 1000 for solved, _ in rows]),
+                "cpu_s": round(float(np.median([took_s for _, took_s in rows])), 1),
             }
-            print(size, name, result[name][str(size)], flush=True)
+            print(label, name, result[name][label], flush=True)
     if path := os.environ.get("RL_PLOT"):
         draw(result, path)
     return result
