@@ -66,7 +66,7 @@ class Task(NamedTuple):
         return EnvironmentChoice(name="FrozenLake-v1", config=config)
 
 
-TASKS = ("DeepSea 10", "DeepSea 14", "DeepSea 20", "DeepSea 26", "lake 8", "lake 12", "lake 16")
+TASKS = ("DeepSea 10", "DeepSea 14", "DeepSea 20", "DeepSea 26", "lake 8", "lake 10", "lake 12")
 
 
 def run(task: Task, variant: dict[str, Any] | None, seed: int) -> tuple[int | None, float]:
