@@ -112,7 +112,7 @@ def interval(values: list[float]) -> dict[str, float]:
     found = np.asarray(values)
     middle = float(iqm(found, 0))
     if len(set(values)) == 1:
-        return {"iqm": middle, "low": middle, "high": middle}
+        return {"iqm": round(middle), "low": round(middle), "high": round(middle)}
     bootstrap = stats.bootstrap(
         (found,), iqm, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)
     )
@@ -139,7 +139,8 @@ def draw(result: dict[str, Any], path: str) -> None:
             above = [of["high"] - of["iqm"] for of in found]
             axes.errorbar(sizes, middle, yerr=[below, above], marker="o", capsize=3, label=name)
         most = [Task(kind, size).steps / 1000 for size in sizes]
-        axes.plot(sizes, most, color="0.5", linestyle="--", label="never")
+        axes.plot(sizes, most, color="0.5", linestyle="--", label="never", zorder=9)
+        axes.set_xticks(sizes)
         axes.set(title=kind, xlabel="size", ylabel="thousand steps until solved", ylim=(0, None))
     panels[0][0].legend()
     figure.tight_layout()

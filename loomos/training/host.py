@@ -33,6 +33,7 @@ def _load() -> None:
     import transformers.models.auto.modeling_auto
     import transformers.models.llama.modeling_llama  # noqa: F401
 
+    import loomos.training.gang  # noqa: F401
     from loomos.storage._s3 import preload
 
     preload()
@@ -41,6 +42,9 @@ def _load() -> None:
 def _load_more() -> None:
     """Import what some attempts need; a child that comes earlier imports it itself."""
     import peft  # noqa: F401
+
+    import loomos.rl.blending
+    import loomos.rl.learner  # noqa: F401
 
 
 def serve() -> None:
