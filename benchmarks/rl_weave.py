@@ -58,6 +58,8 @@ class Task(NamedTuple):
         if self.kind == "DeepSea":
             config: dict[str, Any] = {"size": self.size, "mapping_seed": seed}
             return EnvironmentChoice(name="loomos/DeepSea-v0", config=config)
+        if self.kind != "lake":
+            raise ValueError(f"RL_TASKS: no {self.kind!r}; there are DeepSea and lake")
         config = {
             "desc": generate_random_map(self.size, seed=seed),
             "is_slippery": False,

@@ -134,18 +134,15 @@ async def create_integrated_rl_system(
         {**round_of(episodes * config.max_steps), **config.settings},
         "training_config.settings",
     )
-    members: list[dict[str, Any]] = []
-    for place, name in enumerate(names):
-        nodes = len(range(place, max(distributed_nodes, len(names)), len(names)))
-        copies = _shares(settings.n_environments, nodes)
-        members += [
-            {
-                "name": name if nodes == 1 else f"{name}-{number}",
-                "environment": {"name": name, "config": {"max_steps": config.max_steps}},
-                "copies": share,
-            }
-            for number, share in enumerate(copies, 1)
-        ]
+    members = [
+        member
+        for place, name in enumerate(names)
+        for member in _members(
+            {"name": name, "config": {"max_steps": config.max_steps}},
+            nodes=len(range(place, max(distributed_nodes, len(names)), len(names))),
+            copies=settings.n_environments,
+        )
+    ]
     phase = {
         "name": "train",
         "rounds": -(-config.episodes_per_environment // episodes),
@@ -176,10 +173,18 @@ def known_family(name: str) -> str:
     return str(EnvironmentType(name).value)
 
 
-def _shares(copies: int, nodes: int) -> list[int]:
-    """Copies of an environment for each of its nodes, at least one."""
+def _members(environment: dict[str, Any], nodes: int, copies: int) -> list[dict[str, Any]]:
+    """One for each node, which share the copies of an environment; each plays at least one."""
+    name = environment["name"]
     some, more = divmod(copies, nodes)
-    return [max(1, some + (number < more)) for number in range(nodes)]
+    return [
+        {
+            "name": name if nodes == 1 else f"{name}-{number + 1}",
+            "environment": environment,
+            "copies": max(1, some + (number < more)),
+        }
+        for number in range(nodes)
+    ]
 
 
 def round_of(steps: int, copies: int = COPIES, longest: int = LONGEST_BATCH) -> dict[str, int]:

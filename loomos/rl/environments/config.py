@@ -8,7 +8,9 @@ from pydantic import Field
 
 from loomos.manifest import DIFFICULTIES, Difficulty, Document
 
-LEVELS: dict[str, float] = {name: place / 3 for place, name in enumerate(DIFFICULTIES)}
+LEVELS: dict[str, float] = {
+    name: place / (len(DIFFICULTIES) - 1) for place, name in enumerate(DIFFICULTIES)
+}
 """Each difficulty as a level from 0 to 1, which tasks are made by."""
 
 
