@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loomos.cli.output import Format, Output, ago, call, chosen, print_facts, print_table, show
+from loomos.cli.job_progress import wait_for
+from loomos.cli.job_records import logs, metrics
+from loomos.cli.job_view import print_job
+from loomos.cli.output import Format, Output, ago, call, chosen, print_table, show
 
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
@@ -46,7 +49,7 @@ def submit(
     if wait:
         if chosen(output) == Format.TABLE:
             print(f"job {submitted.job_id}\n{submitted.temporal_url}")
-        _wait(submitted.job_id, output)
+        wait_for(submitted.job_id, output)
         return
     show(submitted, output, lambda: print(f"job {submitted.job_id}\n{submitted.temporal_url}"))
 
@@ -154,125 +157,11 @@ def describe(job_id: JobId, output: Output = None) -> None:
         return await client.get_job_status(job_id)
 
     job = call(work)
-    show(job, output, lambda: _print_job(job))
+    show(job, output, lambda: print_job(job))
 
 
-def _print_job(job: JobDetail) -> None:
-    training = job.training
-    is_rewarded = bool(job.spec.get("environment"))
-    evaluated = None
-    if training and training.validation_loss is not None:
-        evaluated = -training.validation_loss
-    print_facts(
-        [
-            ("job", job.job_id),
-            ("state", job.current_stage),
-            ("queue", f"number {job.queued.position}: {job.queued.reason}" if job.queued else None),
-            ("progress", f"{job.progress:g} %"),
-            ("step", f"{training.step} of {training.total_steps}" if training else None),
-            ("loss", training and training.loss),
-            ("validation loss", None if is_rewarded else training and training.validation_loss),
-            ("mean reward", training and training.episode_return),
-            ("mean reward, best actions", evaluated if is_rewarded else None),
-            ("checkpoint", training and training.checkpoint_step),
-            ("model", job.model),
-            ("owner", job.owner),
-            ("project", job.project),
-            ("labels", ", ".join(f"{k}={v}" for k, v in job.labels.items())),
-            ("priority", job.priority),
-            ("created", ago(job.created_at)),
-            ("temporal", job.temporal_url),
-        ]
-    )
-    if job.attempts:
-        print_table(
-            ("ATTEMPT", "NODES", "FROM STEP", "TO STEP", "OUTCOME"),
-            [
-                (a.generation, ", ".join(a.nodes), a.from_step, a.to_step, a.outcome)
-                for a in job.attempts
-            ],
-        )
-    print_table(
-        ("TIME", "STATE", "WHAT HAPPENED"),
-        [(e.at.astimezone().strftime("%H:%M:%S"), e.state, e.message) for e in job.timeline],
-    )
-
-
-@app.command()
-def logs(
-    job_id: JobId,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
-    output: Output = None,
-) -> None:
-    """Print what the job's processes printed."""
-    as_json = chosen(output) != Format.TABLE
-
-    def line(record: dict[str, Any]) -> None:
-        if as_json:
-            print(json.dumps(record), flush=True)
-        else:
-            where = f"{record['generation']}/{record['node']}/{record['source']}"
-            print(f"[{where}] {record['line']}", flush=True)
-
-    async def work(client: LoomOSClient) -> None:
-        if follow:
-            async for record in client.stream_job_logs(job_id):
-                line(record)
-            return
-        after = ""
-        while True:
-            page = await client.get_job_logs(job_id, after=after)
-            for record in page.records:
-                line(record)
-            if not page.next_cursor:
-                return
-            after = page.next_cursor
-
-    call(work)
-
-
-def _rate(record: dict[str, Any]) -> str | None:
-    """Tokens, or steps in environments, a second."""
-    for name, unit in (("tokens_per_s", "tokens"), ("environment_steps_per_s", "steps")):
-        if record.get(name) is not None:
-            return f"{record[name]:.0f} {unit}"
-    return None
-
-
-@app.command()
-def metrics(job_id: JobId, output: Output = None) -> None:
-    """Print loss, learning rate and speed by step; a step taken twice shows once per attempt."""
-
-    async def work(client: LoomOSClient) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        after = ""
-        while True:
-            page = await client.get_job_metrics(job_id, after=after)
-            found += page.records
-            if not page.next_cursor:
-                return found
-            after = page.next_cursor
-
-    records = call(work)
-
-    def table() -> None:
-        print_table(
-            ("ATTEMPT", "STEP", "LOSS", "REWARD", "VALIDATION", "LEARNING RATE", "WORK/S"),
-            [
-                (
-                    r["generation"],
-                    r["step"],
-                    f"{r['loss']:.4f}" if "loss" in r else None,
-                    f"{r['episode_return']:.3f}" if r.get("episode_return") is not None else None,
-                    f"{r['validation_loss']:.4f}" if "validation_loss" in r else None,
-                    f"{r['learning_rate']:.2e}" if "learning_rate" in r else None,
-                    _rate(r),
-                )
-                for r in records
-            ],
-        )
-
-    show(records, output, table)
+app.command()(logs)
+app.command()(metrics)
 
 
 @app.command()
@@ -339,7 +228,7 @@ def delete(job_id: JobId) -> None:
 @app.command()
 def wait(job_id: JobId, output: Output = None) -> None:
     """Follow a job to its end with a progress bar; exit code 1 unless it completes."""
-    _wait(job_id, output)
+    wait_for(job_id, output)
 
 
 @app.command()
@@ -388,44 +277,3 @@ def _steer(method: str, job_id: str, output: Format | None, **options: Any) -> N
 
     job = call(work)
     show(job, output, lambda: print(f"job {job.job_id}: {job.current_stage}"))
-
-
-def _wait(job_id: str, output: Format | None) -> None:
-    """Follow a job with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True, markup=False, highlight=False)
-
-    async def work(client: LoomOSClient) -> JobDetail:
-        columns = (
-            TextColumn("{task.fields[state]:<10}"),
-            BarColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(job_id, total=100, state="", facts="")
-            async for kind, data in client.stream_job_events(job_id):
-                if kind == "job":
-                    bar.update(
-                        task, completed=data["progress"], state=data["state"], facts=_facts(data)
-                    )
-                elif kind == "state":
-                    console.print(f"{data['at'][11:19]} {data['state']}: {data['message']}")
-                elif kind == "event" and data.get("kind") in ("corrupt", "failed"):
-                    console.print(data["message"], style="yellow")
-        return await client.get_job_status(job_id)
-
-    job = call(work)
-    show(job, output, lambda: print(f"job {job.job_id}: {job.current_stage}"))
-    if job.state != "completed":
-        raise typer.Exit(1)
-
-
-def _facts(data: dict[str, Any]) -> str:
-    training = data.get("training") or {}
-    if not training.get("total_steps"):
-        return ""
-    loss = f" loss {training['loss']:.3f}" if training.get("loss") is not None else ""
-    return f"step {training['step']}/{training['total_steps']}{loss}"
