@@ -36,16 +36,17 @@ sandbox: ## install Debian's bubblewrap and node, in which the code environment 
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	$$(command -v bwrap >/dev/null || echo bubblewrap) $$(command -v node >/dev/null || echo nodejs); }
 
-# Tests that start no stack run on several cores at a time.
-SIDE_BY_SIDE = tests/unit tests/replay -n auto --maxprocesses 4 --dist worksteal
+# Tests that need no stack run on several cores at a time.
+PYTEST = $(BIN)/python -m pytest -q tests
+SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist worksteal
 
 test: $(STAMP) postgres sandbox lint ## lint, and all tests but the longest
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -q tests/durable tests/e2e
+	$(PYTEST) -m "not stack and not slow" $(SIDE_BY_SIDE)
+	$(PYTEST) -m "stack and not slow"
 
 test-all: $(STAMP) postgres sandbox lint ## every test, the whole kill matrix included
-	$(BIN)/python -m pytest -q -m "slow or not slow" $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -q -m "slow or not slow" tests/durable tests/e2e
+	$(PYTEST) -m "not stack" $(SIDE_BY_SIDE)
+	$(PYTEST) -m stack
 
 demo: $(STAMP) ## train a small model, kill a worker on the way, sample from what comes out
 	$(BIN)/python examples/demo/run.py

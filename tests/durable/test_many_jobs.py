@@ -126,6 +126,7 @@ async def _leases(client: Client, event: HistoryEvent) -> list[Lease]:
     [pytest.param(12, 8.0), pytest.param(50, 7.0)],
 )
 @pytest.mark.slow
+@pytest.mark.stack
 @pytest.mark.timeout(1500)
 async def test_jobs_end_as_they_should_whatever_is_killed(
     tmp_path_factory: pytest.TempPathFactory, count: int, every_s: float

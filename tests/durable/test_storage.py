@@ -17,7 +17,7 @@ from loomos.storage.chunks import ChunkWriter, read_chunks
 from tests.stack import Stack
 
 
-@pytest.fixture(params=["s3", "local"])
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.stack), "local"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "local":
         yield open_store(StorageSettings(url=f"file://{tmp_path}/store"))
