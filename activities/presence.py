@@ -44,7 +44,8 @@ class PresenceActivities:
                     }
                 )
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._leaving.wait(), INTERVAL_S)
+                    async with asyncio.timeout(INTERVAL_S):
+                        await self._leaving.wait()
         finally:
             self.is_held.clear()
         return Empty()

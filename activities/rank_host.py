@@ -98,7 +98,8 @@ class RankHost:
             assert self._process.stdin is not None
             self._process.stdin.close()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), 5)
+                async with asyncio.timeout(5):
+                    await self._process.wait()
             if self._process.returncode is None:
                 self._process.kill()
         if self._reader is not None:

@@ -53,7 +53,8 @@ async def measure(stack: Stack) -> dict[str, Any]:
                     await client.rollouts.start(
                         rollout("rollback", f"rollback@{bad.version}", stages=STAGES)
                     )
-                    obeyed = await asyncio.wait_for(watching, 60)
+                    async with asyncio.timeout(60):
+                        obeyed = await watching
                 deadline = time.monotonic() + 30
                 while not (status := await client.rollouts.get("rollback")).state.is_final:
                     assert time.monotonic() < deadline

@@ -218,7 +218,8 @@ async def measure(stack: None) -> dict[str, Any]:
         rounds: dict[str, list[dict[str, float]]] = {}
         try:
             for _, url in servers.values():
-                await asyncio.wait_for(_up(url), 120)
+                async with asyncio.timeout(120):
+                    await _up(url)
             for number in range(ROUNDS + 1):
                 for kind, lengths in LENGTHS.items():
                     for name, (process, url) in servers.items():

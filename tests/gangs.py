@@ -132,10 +132,12 @@ class Lab:
                         reached.set()
 
                 reports[0].listen(note)
-                await asyncio.wait_for(reached.wait(), 60)
+                async with asyncio.timeout(60):
+                    await reached.wait()
                 for process in processes:
                     then(process)
-            codes = [await asyncio.wait_for(asyncio.shield(p.exit_code), 120) for p in processes]
+            async with asyncio.timeout(120):
+                codes = [await asyncio.shield(p.exit_code) for p in processes]
         for report in reports:
             report.finish()
         return Attempt(plan, reports, codes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 from fastapi import APIRouter, Response
 
@@ -31,9 +32,10 @@ async def ready(parts: Parts, response: Response) -> Health:
     return Health(status="ok" if is_ready else "unavailable", parts=found)
 
 
-async def _state(check: object) -> str:
+async def _state(check: Awaitable[object]) -> str:
     try:
-        await asyncio.wait_for(check, timeout=3)  # type: ignore[arg-type]
+        async with asyncio.timeout(3):
+            await check
     except TimeoutError:
         return "does not answer"
     except LoomOSError as error:

@@ -21,7 +21,8 @@ T = TypeVar("T")
 async def answered(call: Awaitable[T], timeout_s: float = ANSWER_TIMEOUT_S) -> T:
     """Await a call to Temporal; its failures become ours."""
     try:
-        return await asyncio.wait_for(call, timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await call
     except TimeoutError:
         raise Unavailable(
             f"no answer within {timeout_s:.0f} s; is a control worker running?"

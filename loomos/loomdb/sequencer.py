@@ -43,6 +43,7 @@ RETRY_S = 0.2
 MAIL_INTERVAL_S = 0.02
 """After an empty look into the inbox: its own commits wake the leader too, and looking costs."""
 FOLLOW_POLL_S, TAKEOVER_POLL_S = 0.5, 0.25
+STOP_PATIENCE_S = 10.0
 INBOX_KEPT_S = 60.0
 """Answers stay in the inbox for so long."""
 
@@ -117,7 +118,8 @@ class Sequencer:
         self._stopping = True
         self._wake.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._task, timeout=10)
+            async with asyncio.timeout(STOP_PATIENCE_S):
+                await self._task
         self._backend.bell.remove_listener(self._ring)
         for request in (*self._queue, *self._forwarder):
             request.fail(LedgerUnavailable("this process stopped; append again with the same id"))
@@ -167,7 +169,8 @@ class Sequencer:
     async def wait_to_lead(self, timeout_s: float) -> bool:
         """Wait until this process sequences; says whether it does."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._leading.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._leading.wait()
         return self.leads
 
     async def import_history(self, bring: Callable[[Connection, int], int]) -> None:
@@ -313,7 +316,8 @@ class Sequencer:
             await wait_for_ring(rung, FOLLOW_POLL_S)
         else:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), FOLLOW_POLL_S)
+                async with asyncio.timeout(FOLLOW_POLL_S):
+                    await self._wake.wait()
 
     # --- leading ---
 

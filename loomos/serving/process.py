@@ -182,7 +182,8 @@ class ServingProcess:
             except LoomOSError as error:
                 log.warning("cannot say how I am: %s", error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), SAY_S)
+                async with asyncio.timeout(SAY_S):
+                    await self._changed.wait()
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

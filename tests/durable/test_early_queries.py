@@ -62,7 +62,8 @@ async def _signalled_while_no_worker_lives(stack: Stack) -> WorkflowHistory:
     third = _worker(stack, queue)
     try:
         await handle.signal(Counting.count)
-        wakes = await asyncio.wait_for(handle.result(), 60)  # without the guard it never ends
+        async with asyncio.timeout(60):  # without the guard it never ends
+            wakes = await handle.result()
         history = await handle.fetch_history()
         timers = [e for e in history.events if e.HasField("timer_started_event_attributes")]
         assert wakes == len(timers)

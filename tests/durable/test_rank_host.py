@@ -33,7 +33,8 @@ async def test_who_gives_up_waiting_leaves_no_process_and_the_host_goes_on(
         await asking
     await until_no_children(rank_host)
     process = await rank_host.run("train", tmp_path / "none.json", tmp_path)
-    assert await asyncio.wait_for(process.exit_code, 20) == 1
+    async with asyncio.timeout(20):
+        assert await process.exit_code == 1
     assert "none.json" in (tmp_path / "node.log").read_text()
 
 
@@ -45,5 +46,6 @@ async def test_a_dead_host_fails_what_it_ran_and_is_started_again(tmp_path: Path
     with pytest.raises(AttemptFailed, match="rank host died"):
         await host.run("train", tmp_path / "none.json", tmp_path)
     process = await host.run("train", tmp_path / "none.json", tmp_path)
-    assert await asyncio.wait_for(process.exit_code, 20) == 1
+    async with asyncio.timeout(20):
+        assert await process.exit_code == 1
     await host.close()
