@@ -38,6 +38,7 @@ from loomos.loomdb import LoomDB
 from loomos.loomdb.keys import read_policy
 from loomos.loomdb.policies import Policy
 from loomos.provenance import dsse
+from loomos.security.proof import read_stack_key
 from loomos.security.tokens import read_key
 from loomos.settings import LoomDBSettings, Settings, load_settings
 from loomos.storage import open_store
@@ -77,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 db=db,
                 policy=_policy(chosen.loomdb),
                 attestation_key=_attestation_key(chosen.loomdb),
+                stack_key=read_stack_key(chosen.auth.stack_key_file) or "",
             )
             app.state.recent = RecentJobs(workflows)
             yield

@@ -51,6 +51,8 @@ class Gateway:
     """Policies trained together, round by round."""
     traffic: Traffic
     """Servers and route rows, as requests are passed on by."""
+    stack_key: str = ""
+    """Secret of the embedded stack, by which this gateway proves itself; empty without one."""
 
 
 def gateway(request: Request) -> Gateway:

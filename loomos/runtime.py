@@ -7,6 +7,7 @@ A process that has used a Temporal client may abort while the interpreter shuts 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -14,13 +15,15 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
+from loomos import pulse
 from loomos.errors import LoomOSError
 
 
 def leave(code: int) -> NoReturn:
     """End the process now with this exit code, everything printed."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)
 
 
@@ -36,11 +39,14 @@ def run_process(main: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        beating = asyncio.create_task(pulse.beat())
         try:
             await main(stop)
         except LoomOSError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        finally:
+            beating.cancel()
         return 0
 
     leave(asyncio.run(guarded()))

@@ -55,6 +55,9 @@ class AuthSettings(_Section):
     """File that holds the token."""
     signing_key_file: Path | None = None
     """File with the key that signs and verifies tokens; the gateway's, and `create-token`'s."""
+    stack_key_file: Path | None = None
+    """File with the secret by which the gateway of an embedded stack proves itself to clients,
+    before they send it a token."""
 
 
 class OutputSettings(_Section):
@@ -209,10 +212,17 @@ class Settings(BaseSettings):
             InitSettingsSource(settings_cls, read_stack_settings()),
         )
 
-    def token(self) -> str | None:
-        """The bearer token to send, from `auth.token` or `auth.token_file`."""
+    def token(self, *, to_stack: bool = True) -> str | None:
+        """The bearer token to send, from `auth.token` or `auth.token_file`.
+
+        Args:
+            to_stack: whether it is for the gateway of these settings; another one is not sent the
+                token of an embedded stack.
+        """
         if self.auth.token is not None:
             return self.auth.token.get_secret_value()
+        if self.auth.stack_key_file is not None and not to_stack:
+            return None
         if self.auth.token_file is not None:
             path = self.auth.token_file.expanduser()
             if path.exists():

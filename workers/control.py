@@ -23,6 +23,7 @@ from loomos.client.temporal import connect
 from loomos.jobs.names import CONTROL_QUEUE
 from loomos.loomdb import LoomDB
 from loomos.nexus.policies import load_policies
+from loomos.pulse import ready_when
 from loomos.runtime import run_process
 from loomos.settings import load_settings
 from workers.build import deployment
@@ -111,6 +112,7 @@ async def main(stop: asyncio.Event) -> None:
         max_concurrent_workflow_task_polls=10,
     )
     async with db, worker:
+        ready_when(lambda: worker.is_running)
         await stop.wait()
 
 

@@ -35,6 +35,7 @@ from loomos.jobs.cluster import ClusterState, NodeInfo
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE, POOL_QUEUE
 from loomos.lifeline import die_with_parent
 from loomos.provenance.environment import code_sha256, describe_environment
+from loomos.pulse import ready_when
 from loomos.runtime import run_process
 from loomos.settings import NodeSettings, load_settings
 from loomos.storage import Store, open_store
@@ -125,6 +126,7 @@ async def main(stop: asyncio.Event) -> None:
     store = open_store(settings.storage)
     info = await asyncio.to_thread(describe_node, settings.node, store, scratch)
     presence = PresenceActivities(scratch)
+    ready_when(presence.is_held.is_set)
     train = TrainActivities(settings, host, scratch)
     slots = pool_slots(settings.node, info)
     trials = TrialActivities(settings, train, info, slots)

@@ -10,17 +10,20 @@ import asyncio
 import logging
 
 import httpx
+from sqlalchemy.exc import SQLAlchemyError
 
-from loomos.errors import InvalidInput
+from loomos.errors import InvalidInput, LoomOSError
 from loomos.loomdb.database import LoomDB
 from loomos.loomdb.keys import read_policy, read_signer
 from loomos.loomdb.witnessing import Cosigners
+from loomos.pulse import ready_when
 from loomos.runtime import run_process
 from loomos.settings import load_settings
 
 log = logging.getLogger(__name__)
 
 COSIGN_INTERVAL_S = 2.0
+LOOK_INTERVAL_S = 1.0
 
 
 async def keep_cosigned(cosigners: Cosigners) -> None:
@@ -33,6 +36,24 @@ async def keep_cosigned(cosigners: Cosigners) -> None:
                 log.error("witness %s: %s", name, failure)
         said = failures
         await asyncio.sleep(COSIGN_INTERVAL_S)
+
+
+class Sequencing:
+    """Whether somebody sequences, looked at again and again."""
+
+    def __init__(self, db: LoomDB) -> None:
+        self._db = db
+        self.is_seen = False
+
+    async def watch(self) -> None:
+        """Look until cancelled."""
+        while True:
+            try:
+                self.is_seen = await self._db.is_sequenced()
+            except (LoomOSError, SQLAlchemyError) as error:
+                self.is_seen = False
+                log.warning("cannot look into the ledger: %s", error)
+            await asyncio.sleep(LOOK_INTERVAL_S)
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -51,6 +72,9 @@ async def main(stop: asyncio.Event) -> None:
         httpx.AsyncClient(trust_env=False) as http,
     ):
         log.info("ledger %s at %s", key.name, settings.url.partition("@")[2] or settings.url)
+        sequencing = Sequencing(db)
+        watching = asyncio.create_task(sequencing.watch())
+        ready_when(lambda: sequencing.is_seen)
         cosigning = None
         if policy is not None and policy.witnesses:
             cosigning = asyncio.create_task(keep_cosigned(Cosigners(db.ledger, policy, http)))
@@ -63,6 +87,7 @@ async def main(stop: asyncio.Event) -> None:
             await asyncio.wait([cosigning])
             if not cosigning.cancelled() and (error := cosigning.exception()):
                 raise error
+        watching.cancel()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 
+from loomos.pulse import ready_when
 from loomos.runtime import run_process
 from loomos.serving.process import serve
 from loomos.settings import load_settings
@@ -16,6 +17,7 @@ from loomos.settings import load_settings
 async def main(stop: asyncio.Event) -> None:
     """Serve until asked to stop."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    ready_when(lambda: True)  # it answers by HTTP what it can
     await serve(load_settings(), stop)
 
 

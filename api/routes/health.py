@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from api.context import Parts
 from loomos.client.models import Health
-from loomos.errors import LoomOSError
+from loomos.errors import LoomOSError, NotFound
+from loomos.security.proof import CHALLENGE_CHARACTERS, prove
 
 router = APIRouter(prefix="/api/v1", tags=["health"])
 
@@ -18,6 +20,20 @@ router = APIRouter(prefix="/api/v1", tags=["health"])
 async def health() -> Health:
     """The gateway's process answers."""
     return Health(status="ok")
+
+
+@router.get("/proof", include_in_schema=False)
+async def proof(
+    challenge: Annotated[str, Query(pattern=f"^[0-9a-f]{{{CHALLENGE_CHARACTERS}}}$")],
+    request: Request,
+    parts: Parts,
+) -> dict[str, str]:
+    """Prove that this is the gateway of its stack, to whoever knows the stack's secret."""
+    server = request.scope.get("server")
+    if not parts.stack_key or not server:
+        raise NotFound("this gateway belongs to no embedded stack")
+    address = f"{server[0]}:{server[1]}"
+    return {"address": address, "proof": prove(parts.stack_key, address, challenge)}
 
 
 @router.get("/ready", responses={503: {"model": Health, "description": "A part is away."}})

@@ -13,6 +13,9 @@ from loomos.cli.output import Format, Output, chosen, show
 if TYPE_CHECKING:
     from loomos.stack.state import StackState, StateDir
 
+SILENT_S = 30.0
+"""A supervisor writes every few seconds."""
+
 Folder = Annotated[
     Path | None, typer.Option("--dir", help="Folder for the stack's data; default .loomos here.")
 ]
@@ -84,6 +87,8 @@ def status(folder: Folder = None, output: Output = None) -> None:
     if known is None:
         print("no stack here; `loomos up` starts one")
         raise typer.Exit(1)
+    problem = known.problem or (_silence(state) if running else "")
+    known = known.model_copy(update={"problem": problem})
     content = {"running": running, **known.model_dump(mode="json", exclude={"settings"})}
 
     def table() -> None:
@@ -99,10 +104,29 @@ def status(folder: Folder = None, output: Output = None) -> None:
                 for m in known.members
             ],
         )
+        for line in _problems(known):
+            print(line)
 
     show(content, output, table)
     if not (running and known.is_healthy):
         raise typer.Exit(1)
+
+
+def _problems(known: StackState) -> list[str]:
+    """What is wrong, the stack's own problem first."""
+    found = [known.problem] if known.problem else []
+    return found + [f"{m.name} {m.problem}" for m in known.members if m.problem]
+
+
+def _silence(state: StateDir) -> str:
+    """What it means that the supervisor has written nothing for long, if so."""
+    silent_s = state.silent_s()
+    if silent_s < SILENT_S:
+        return ""
+    return (
+        f"the supervisor has written nothing for {silent_s:.0f} s: it is stopped, or cannot write "
+        f"to {state.root} ({state.free_bytes() // 1024} KiB free); what is shown is of then"
+    )
 
 
 def _state_dir(folder: Path | None) -> StateDir:
@@ -132,8 +156,6 @@ def _await_health(state: StateDir, timeout_s: float, *, quiet: bool) -> StackSta
         if not supervised and time.monotonic() - started > 5:
             raise Unavailable(f"the supervisor ended; see {state.logs / 'supervisor.log'}")
         if time.monotonic() > deadline:
-            late = [m.name for m in (known.members if known else []) if not m.healthy]
-            raise Unavailable(
-                f"not healthy after {timeout_s:g} s: {', '.join(late)}; see {state.logs}"
-            )
+            late = "; ".join(_problems(known)) if known else "no state was written"
+            raise Unavailable(f"not healthy after {timeout_s:g} s: {late}; see {state.logs}")
         time.sleep(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +25,13 @@ from loomos.errors import (
     Unauthenticated,
     Unavailable,
 )
+from loomos.security.proof import PATH as PROOF_PATH
+from loomos.security.proof import is_proof, make_challenge, read_stack_key
 from loomos.settings import load_settings
 
 RETRY_DELAY_S = 0.3
+PROVEN_FOR_S = 5.0
+"""After so long, and after every failure, a stack's gateway proves itself again."""
 API = "/api/v1"
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -63,7 +68,11 @@ class Transport:
     ) -> None:
         settings = load_settings()
         self.endpoint = (endpoint or settings.cluster.endpoint).rstrip("/")
-        token = auth_token or settings.token()
+        # What belongs to the stack of the settings is for its own gateway only.
+        is_stacks = self.endpoint == settings.cluster.endpoint.rstrip("/")
+        self._stack_key = read_stack_key(settings.auth.stack_key_file) if is_stacks else None
+        self._proven_at: float | None = None
+        token = auth_token or settings.token(to_stack=is_stacks)
         self._retries = settings.cluster.retries
         self._http = httpx.AsyncClient(
             base_url=self.endpoint,
@@ -98,6 +107,7 @@ class Transport:
         attempt = 0
         while True:
             try:
+                await self._know_gateway()
                 response = await self._http.request(method, API + path, **options)
                 if response.status_code != 503 or attempt >= self._retries or not safe:
                     await _raise_for(response)
@@ -109,7 +119,34 @@ class Transport:
                 if attempt >= self._retries or not safe:
                     raise self._unreachable(error) from error
             attempt += 1
+            self._proven_at = None
             await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
+
+    async def _know_gateway(self) -> None:
+        """Have the gateway of an embedded stack prove itself before a token goes there.
+
+        Raises:
+            Unavailable: another process answers at its address.
+        """
+        if self._stack_key is None:
+            return
+        now = time.monotonic()
+        if self._proven_at is not None and now - self._proven_at < PROVEN_FOR_S:
+            return
+        challenge = make_challenge()
+        asking = self._http.build_request("GET", PROOF_PATH, params={"challenge": challenge})
+        asking.headers.pop("Authorization", None)
+        answer = await self._http.send(asking)
+        try:
+            proof = answer.json()["proof"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            proof = None
+        if not is_proof(self._stack_key, self.endpoint, challenge, proof):
+            raise Unavailable(
+                f"what answers at {self.endpoint} is not this stack's gateway, so no token was "
+                "sent; see `loomos status`, or restart with `loomos down` and `loomos up`"
+            )
+        self._proven_at = now
 
     def _unreachable(self, error: httpx.HTTPError) -> Unavailable:
         reason = str(error) or type(error).__name__
@@ -125,6 +162,7 @@ class Transport:
         while True:
             headers = {"Last-Event-ID": last_id} if last_id else {}
             try:
+                await self._know_gateway()
                 async with self._http.stream(
                     "GET", API + path, params=params, headers=headers, timeout=60
                 ) as response:
@@ -137,6 +175,7 @@ class Transport:
                         yield kind, data
             except (httpx.HTTPError, Unavailable) as error:
                 failures += 1
+                self._proven_at = None
                 if failures > 60:
                     if isinstance(error, Unavailable):
                         raise
@@ -153,6 +192,7 @@ class Transport:
         partial = target.with_name(f".{target.name}.partial")
         digest = hashlib.sha256()
         try:
+            await self._know_gateway()
             async with self._http.stream("GET", API + path) as answer:
                 await _raise_for(answer)
                 with partial.open("wb") as file:

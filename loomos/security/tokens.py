@@ -52,13 +52,9 @@ def read_key(path: Path) -> str:
     return key
 
 
-def make_key(path: Path) -> str:
-    """Read a signing key, making it first if there is none."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(48))
-    return read_key(path)
+def new_key() -> str:
+    """A new key."""
+    return secrets.token_urlsafe(48)
 
 
 def mint(key: str, subject: str, scopes: list[Scope], lifetime: timedelta) -> str:

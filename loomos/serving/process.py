@@ -92,11 +92,14 @@ class ServingProcess:
         server = uvicorn.Server(config)
         # uvicorn would take SIGTERM for itself; this process drains first.
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+        serving = asyncio.create_task(server.serve())
+        # Only who listens says so: else requests, with tokens, would go to who has the port.
+        while not (server.started or serving.done()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         loops = [
             asyncio.create_task(loop)
             for loop in (self._obey(), self._hold(), self._flush(), self._say())
         ]
-        serving = asyncio.create_task(server.serve())
         log.info("server %s at %s", self._settings.id, self._settings.advertised)
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([stopping, serving, *loops], return_when="FIRST_COMPLETED")

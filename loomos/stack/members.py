@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 
 import loomos
 from loomos.errors import InvalidInput
 from loomos.jobs.names import SEARCH_ATTRIBUTES
+from loomos.security.proof import read_stack_key
 from loomos.settings import Settings
+from loomos.stack.health import Check, answers, proves_itself, stores
 from loomos.stack.state import StateDir
 
 CHECKOUT = Path(loomos.__file__).parents[1]
 """Where workers and the gateway are started from; they are not part of the wheel."""
 
 BIN = Path(sys.executable).parent
-
-Check = Callable[[httpx.AsyncClient], Awaitable[bool]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +34,18 @@ class Member:
     """Where it can be seen, or what it is."""
     command: list[str]
     """How it is started."""
-    check: Check
-    """Whether it is healthy."""
+    check: Check | None = None
+    """Asks it to do what it is for; None if its pulse says all there is to know."""
+    ports: tuple[int, ...] = ()
+    """Ports at which it listens; before it does, it is asked nothing."""
+    has_pulse: bool = False
+    """Whether it tells the supervisor that it lives (`loomos.pulse`)."""
+    needs: tuple[str, ...] = ()
+    """Members without which it cannot be healthy; it is not blamed for their absence."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables besides the supervisor's own."""
+    folder: Path = CHECKOUT
+    """Where it runs."""
 
 
 def make_members(state: StateDir, ports: dict[str, int], nodes: int, servers: int) -> list[Member]:
@@ -52,16 +57,15 @@ def make_members(state: StateDir, ports: dict[str, int], nodes: int, servers: in
     settings = state.settings(ports)
     gateway = settings["cluster"]["endpoint"]
     environment = settings_environment(settings)
-    token = state.token_file.read_text().strip()
     cores = os.cpu_count() or 1
     return [
         _temporal(state, ports),
-        _s3(state, ports),
+        _s3(state, ports, settings),
         Member(
             name="ledger",
             url=settings["loomdb"]["url"],
             command=_python("workers.ledger"),
-            check=_ledger_is_led(gateway, token),
+            has_pulse=True,
             environment=environment,
         ),
         Member(
@@ -76,14 +80,17 @@ def make_members(state: StateDir, ports: dict[str, int], nodes: int, servers: in
                 "--log-level=warning",
                 "--timeout-graceful-shutdown=3",
             ],
-            check=_answers(f"{gateway}/api/v1/health"),
+            check=proves_itself(gateway, read_stack_key(state.stack_key_file) or ""),
+            ports=(ports["gateway"],),
+            needs=("temporal", "s3"),
             environment=environment,
         ),
         Member(
             name="control",
             url="workflows",
             command=_python("workers.control"),
-            check=_node_is_ready(gateway, token, None),
+            has_pulse=True,
+            needs=("temporal",),
             environment=environment,
         ),
         *(
@@ -91,7 +98,8 @@ def make_members(state: StateDir, ports: dict[str, int], nodes: int, servers: in
                 name=f"node-{number}",
                 url="trains",
                 command=_python("workers.gpu"),
-                check=_node_is_ready(gateway, token, f"node-{number}"),
+                has_pulse=True,
+                needs=("temporal", "s3", "control"),
                 environment={
                     **environment,
                     "LOOMOS_NODE__ID": f"node-{number}",
@@ -117,7 +125,10 @@ def _server(state: StateDir, port: int, number: int, environment: dict[str, str]
         name=f"serve-{number}",
         url=url,
         command=_python("workers.serve"),
-        check=_answers(f"{url}/health"),
+        check=answers(f"{url}/health"),
+        ports=(port,),
+        has_pulse=True,
+        needs=("s3",),
         environment={
             **environment,
             "LOOMOS_SERVING__ID": f"serve-{number}",
@@ -184,12 +195,15 @@ def _temporal(state: StateDir, ports: dict[str, int]) -> Member:
             "--ui-disable-news-fetch",
             *temporal_profile(),
         ],
-        check=_answers(ui),
+        # The UI's server asks the frontend, which asks the database.
+        check=answers(f"{ui}/api/v1/namespaces/default"),
+        ports=(ports["temporal"], ports["temporal-ui"]),
     )
 
 
-def _s3(state: StateDir, ports: dict[str, int]) -> Member:
+def _s3(state: StateDir, ports: dict[str, int], settings: dict[str, Any]) -> Member:
     url = f"http://127.0.0.1:{ports['s3']}"
+    storage = settings["storage"]
     folder = state.root / "s3"
     folder.mkdir(parents=True, exist_ok=True)
     return Member(
@@ -219,49 +233,12 @@ def _s3(state: StateDir, ports: dict[str, int]) -> Member:
             "-master.telemetry=false",
             "-bucket=loomos",
             f"-s3.config={state.s3_config_file}",
+            # Beside its data, not by port in /tmp; relative, as a socket's path has 107 bytes.
+            "-filer.localSocket=filer.sock",
+            "-s3.localFilerSocket=filer.sock",
+            "-s3.localSocket=s3.sock",
         ],
-        check=_answers(url, any_status=True),
+        folder=folder,
+        check=stores(url, "loomos", storage["access_key"], storage["secret_key"]),
+        ports=(ports["s3"], ports["weed-filer"], ports["weed-master"], ports["weed-volume"]),
     )
-
-
-def _answers(url: str, *, any_status: bool = False) -> Check:
-    async def check(client: httpx.AsyncClient) -> bool:
-        response = await client.get(url)
-        return any_status or response.is_success
-
-    return check
-
-
-def _ledger_is_led(gateway: str, token: str) -> Check:
-    """Ask the gateway whether somebody sequences."""
-
-    async def check(client: httpx.AsyncClient) -> bool:
-        response = await client.get(
-            f"{gateway}/api/v1/ledger", headers={"Authorization": f"Bearer {token}"}
-        )
-        return response.is_success and bool(response.json()["is_sequenced"])
-
-    return check
-
-
-def _node_is_ready(gateway: str, token: str, node_id: str | None) -> Check:
-    """Ask the gateway; that the cluster answers at all shows that a control worker runs."""
-
-    async def check(client: httpx.AsyncClient) -> bool:
-        response = await client.get(
-            f"{gateway}/api/v1/cluster/status", headers={"Authorization": f"Bearer {token}"}
-        )
-        if not response.is_success:
-            return False
-        nodes = {n["info"]["node_id"]: n["state"] for n in response.json()["nodes"]}
-        return node_id is None or nodes.get(node_id, "lost") != "lost"
-
-    return check
-
-
-async def is_healthy(member: Member, client: httpx.AsyncClient) -> bool:
-    """Run a member's check; an unreachable member is unhealthy."""
-    try:
-        return await asyncio.wait_for(member.check(client), timeout=3)
-    except (httpx.HTTPError, TimeoutError):
-        return False

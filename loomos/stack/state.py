@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import secrets
+import shutil
 import socket
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,25 +22,12 @@ from loomos.loomdb.policies import Policy
 from loomos.provenance.dsse import make_key as make_attestation_key
 from loomos.provenance.dsse import public_pem
 from loomos.provenance.dsse import read_key as read_attestation_key
-from loomos.security.tokens import make_key, mint
+from loomos.security.tokens import mint, new_key, read_key
 from loomos.settings import STACK_FILE
 
-PREFERRED_PORTS = {
-    "temporal": 7233,
-    "temporal-ui": 8233,
-    "s3": 8333,
-    "gateway": 8400,
-    "weed-master": 9333,
-    "weed-master-grpc": 19333,
-    "weed-volume": 9340,
-    "weed-volume-grpc": 19340,
-    "weed-filer": 8888,
-    "weed-filer-grpc": 18888,
-    "weed-s3-grpc": 18333,
-    "weed-admin": 23646,
-    "weed-admin-grpc": 33646,
-}
 TOKEN_LIFETIME = timedelta(days=365)
+STATE_BLOCK = 16 * 1024
+READ_TRIES, READ_AGAIN_S = 5, 0.02
 
 
 class MemberState(BaseModel):
@@ -55,6 +45,8 @@ class MemberState(BaseModel):
     """Whether its last health check passed."""
     restarts: int = 0
     """Times it was started again."""
+    problem: str = ""
+    """What is wrong with it, if anything is."""
 
 
 class StackState(BaseModel):
@@ -74,11 +66,17 @@ class StackState(BaseModel):
     """Settings for clients of this stack."""
     members: list[MemberState] = []
     """Every process."""
+    problem: str = ""
+    """What is wrong with the stack as a whole, such as a full disk."""
 
     @property
     def is_healthy(self) -> bool:
-        """Whether every member is."""
-        return bool(self.members) and all(member.healthy for member in self.members)
+        """Whether every member is, and the stack as a whole."""
+        return (
+            not self.problem
+            and bool(self.members)
+            and all(member.healthy for member in self.members)
+        )
 
 
 class StateDir:
@@ -97,25 +95,26 @@ class StateDir:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(exist_ok=True)
         (self.root / "secrets").mkdir(exist_ok=True, mode=0o700)
+        if not self.signing_key_file.exists():
+            _write_secret(self.signing_key_file, new_key())
         if not self.token_file.exists():
-            key = make_key(self.signing_key_file)
-            self.token_file.touch(mode=0o600)
-            self.token_file.write_text(mint(key, _user(), ["admin"], TOKEN_LIFETIME))
+            key = read_key(self.signing_key_file)
+            _write_secret(self.token_file, mint(key, _user(), ["admin"], TOKEN_LIFETIME))
+        if not self.stack_key_file.exists():
+            _write_secret(self.stack_key_file, new_key())
         if not self.s3_config_file.exists():
-            self.s3_config_file.touch(mode=0o600)
             credentials = {
                 "accessKey": secrets.token_hex(10),
                 "secretKey": secrets.token_urlsafe(30),
             }
             actions = ["Admin", "Read", "Write", "List", "Tagging"]
             identity = {"name": "loomos", "credentials": [credentials], "actions": actions}
-            self.s3_config_file.write_text(json.dumps({"identities": [identity]}))
-
+            _write_secret(self.s3_config_file, json.dumps({"identities": [identity]}))
         if not self.log_key_file.exists():
             name = f"{socket.gethostname().lower()}/{secrets.token_hex(4)}"
-            write_secret(self.log_key_file, SignerKey.generate(name).encode())
+            _write_secret(self.log_key_file, SignerKey.generate(name).encode())
         if not self.attestation_key_file.exists():
-            write_secret(self.attestation_key_file, make_attestation_key())
+            _write_secret(self.attestation_key_file, make_attestation_key())
         if not self.attestation_public_file.exists():
             public = read_attestation_key(self.attestation_key_file).public_key()
             self.attestation_public_file.write_text(public_pem(public))
@@ -149,6 +148,11 @@ class StateDir:
         return self.root / "secrets" / "signing.key"
 
     @property
+    def stack_key_file(self) -> Path:
+        """Secret by which the gateway proves itself to this machine's clients."""
+        return self.root / "secrets" / "stack.key"
+
+    @property
     def token_file(self) -> Path:
         """Token of whoever started the stack."""
         return self.root / "secrets" / "token"
@@ -161,14 +165,60 @@ class StateDir:
     def read(self) -> StackState | None:
         """The stack's state, if it has ever been started."""
         path = self.root / STACK_FILE
-        return StackState.model_validate_json(path.read_text()) if path.exists() else None
+        for _ in range(READ_TRIES):
+            try:
+                return StackState.model_validate_json(path.read_text())
+            except FileNotFoundError:
+                return None
+            except ValueError:
+                # It is being written over in place; a moment later it is whole.
+                time.sleep(READ_AGAIN_S)
+        return None
 
     def write(self, state: StackState) -> None:
-        """Replace the stack's state at once."""
-        partial = self.root / f"{STACK_FILE}.partial"
-        partial.touch(mode=0o600)
-        partial.write_text(state.model_dump_json(indent=1))
-        partial.replace(self.root / STACK_FILE)
+        """Replace the stack's state at once.
+
+        The file ends in blanks up to a fixed size. So on a full disk, where no second file can be
+        made, the new state fits into the place of the old.
+
+        Raises:
+            OSError: it could not be written, or only in place.
+        """
+        content = state.model_dump_json(indent=1).encode()
+        content = content.ljust(-(-(len(content) + 1024) // STATE_BLOCK) * STATE_BLOCK)
+        path = self.root / STACK_FILE
+        partial = path.with_name(f"{STACK_FILE}.partial")
+        try:
+            partial.touch(mode=0o600)
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            self._write_over(path, content)
+            raise
+
+    @staticmethod
+    def _write_over(path: Path, content: bytes) -> None:
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_WRONLY)
+            try:
+                content = content.rstrip().ljust(os.fstat(handle).st_size)
+                if len(content) == os.fstat(handle).st_size:
+                    os.pwrite(handle, content, 0)
+            finally:
+                os.close(handle)
+
+    def silent_s(self) -> float:
+        """Seconds since the supervisor last wrote its state."""
+        try:
+            return max(0.0, time.time() - (self.root / STACK_FILE).stat().st_mtime)
+        except OSError:
+            return 0.0
+
+    def free_bytes(self) -> int:
+        """Room on the disk."""
+        return shutil.disk_usage(self.root).free
 
     def lock(self) -> TextIO | None:
         """Become the only supervisor of this folder; None if there is one."""
@@ -197,6 +247,7 @@ class StateDir:
             "auth": {
                 "token_file": str(self.token_file),
                 "signing_key_file": str(self.signing_key_file),
+                "stack_key_file": str(self.stack_key_file),
             },
             "loomdb": {
                 "url": f"sqlite:///{self.root / 'loomdb.db'}",
@@ -218,30 +269,12 @@ class StateDir:
         }
 
 
-def choose_ports(known: dict[str, int], servers: int = 0) -> dict[str, int]:
-    """A free port per service: the one it had, else the usual one, else any."""
-    chosen: dict[str, int] = {}
-    serving = {f"serve-{number}": 8499 + number for number in range(1, servers + 1)}
-    for name, preferred in (PREFERRED_PORTS | serving).items():
-        candidates = [known[name]] if name in known else []
-        candidates += [preferred, 0]
-        for candidate in candidates:
-            port = _free(candidate)
-            if port is not None and port not in chosen.values():
-                chosen[name] = port
-                break
-    return chosen
-
-
-def _free(port: int) -> int | None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return None
-        found: int = probe.getsockname()[1]
-        return found
+def _write_secret(path: Path, content: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    write_secret(partial, content)
+    partial.replace(path)
 
 
 def _user() -> str:

@@ -22,6 +22,7 @@
     continual/<schedule>/state/<revision>.json               watermarks and decisions
     continual/<schedule>/data/<period>.jsonl                 what an update learnt from
     verdicts/<name>/<version>/<revision>.json                what Prism said of a version
+    health/supervisor                                        written to see whether the store works
 
 Numbers are zero-padded, so that key order is number order.
 """
@@ -29,6 +30,9 @@ Numbers are zero-padded, so that key order is number order.
 from __future__ import annotations
 
 import re
+
+HEALTH_KEY = "health/supervisor"
+"""Written, read and listed by the supervisor of an embedded stack."""
 
 
 def job_prefix(job_id: str) -> str:

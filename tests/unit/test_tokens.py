@@ -7,7 +7,7 @@ import jwt
 import pytest
 
 from loomos.errors import InvalidInput, Unauthenticated
-from loomos.security.tokens import make_key, mint, read_key, verify
+from loomos.security.tokens import mint, read_key, verify
 
 KEY = "k" * 40
 
@@ -33,12 +33,6 @@ def test_a_token_says_who_and_what() -> None:
 def test_a_token_that_is_not_ours_is_refused(token: str) -> None:
     with pytest.raises(Unauthenticated):
         verify(KEY, token)
-
-
-def test_a_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
-    path = tmp_path / "secrets" / "key"
-    assert make_key(path) == make_key(path)
-    assert path.stat().st_mode & 0o077 == 0
 
 
 def test_a_short_or_missing_key_is_refused(tmp_path: Path) -> None:
