@@ -13,7 +13,7 @@ from temporalio import activity
 
 from activities.failures import in_thread
 from loomos.continual.memory import change_state, concluded, over_budget, read_state
-from loomos.continual.samples import Sample, encode, learnable, mix
+from loomos.continual.samples import Sample, encode, learnable_at, mix
 from loomos.errors import Conflict, InvalidInput, NotFound
 from loomos.jobs.continual import (
     Collected,
@@ -26,7 +26,7 @@ from loomos.jobs.continual import (
 from loomos.jobs.message import Empty
 from loomos.loomdb import LoomDB, NewEvent, Service
 from loomos.registry import Registry, parse_reference
-from loomos.serving.outcomes import read_new
+from loomos.serving.outcomes import chunks_after
 from loomos.serving.table import read_route
 from loomos.settings import Settings
 from loomos.storage import Store, open_store
@@ -129,37 +129,72 @@ def _collect(store: Store, request: CollectRequest, say: Callable[[str], None]) 
 def _new_samples(
     store: Store, request: CollectRequest, state: ContinualState
 ) -> tuple[list[Sample], PendingMarks]:
+    """At most `max_samples`, and marks that stand before whatever is left for the next period."""
     collect = request.spec.collect
-    found: list[Sample] = []
-    cursors, offsets = dict(state.cursors), dict(state.offsets)
-    if collect.captures:
-        prefix = samples_prefix(request.spec.endpoint)
-        batch = read_new(store, prefix, cursors, limit=10 * collect.max_samples)
-        found += learnable(batch.records, collect)
-        cursors = batch.cursors
+    found, marks = _captured(store, request, state) if collect.captures else ([], _marks(state))
+    offsets = dict(state.offsets)
     for file in collect.files:
-        lines, offsets[file] = _read_lines(file, offsets.get(file, 0))
+        room = collect.max_samples - len(found)
+        lines, offsets[file] = _read_lines(file, offsets.get(file, 0), room)
         found += lines
-    return found[: collect.max_samples], PendingMarks(cursors=cursors, offsets=offsets)
+    return found, marks.model_copy(update={"offsets": offsets})
 
 
-def _read_lines(file: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Whole lines of a JSONL file after an offset, and where they end."""
+def _marks(state: ContinualState) -> PendingMarks:
+    return PendingMarks(cursors=state.cursors, offsets=state.offsets, taken=state.taken)
+
+
+def _captured(
+    store: Store, request: CollectRequest, state: ContinualState
+) -> tuple[list[Sample], PendingMarks]:
+    """What the endpoint captured since the marks, as much as one update may learn."""
+    collect = request.spec.collect
+    records: list[dict[str, Any]] = []
+    ends: list[tuple[str, str, int]] = []
+    prefix = samples_prefix(request.spec.endpoint)
+    begun: set[str] = set()
+    for writer, chunk in chunks_after(store, prefix, state.cursors):
+        first = 0 if writer in begun else state.taken.get(writer, 0)
+        begun.add(writer)
+        for number, record in enumerate(chunk.records[first:], start=first + 1):
+            records.append(record)
+            is_last = number == len(chunk.records)
+            ends.append((writer, chunk.key if is_last else "", 0 if is_last else number))
+        if len(records) >= 10 * collect.max_samples:
+            break
+    samples = learnable_at(records, collect)
+    left = samples[collect.max_samples :]
+    cursors, taken = dict(state.cursors), dict(state.taken)
+    for writer, key, count in ends[: left[0][0] if left else len(ends)]:
+        cursors |= {writer: key} if key else {}
+        taken[writer] = count
+    found = [sample for _, sample in samples[: collect.max_samples]]
+    taken = {writer: count for writer, count in taken.items() if count}
+    return found, PendingMarks(cursors=cursors, taken=taken)
+
+
+def _read_lines(
+    file: str, offset: int = 0, most: int | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Whole lines of a JSONL file after an offset, and where those that were read end."""
+    found: list[dict[str, Any]] = []
+    began = offset
     try:
         with Path(file).open("rb") as opened:
             opened.seek(offset)
-            content = opened.read()
+            for number, line in enumerate(opened, start=1):
+                if not line.endswith(b"\n") or (most is not None and len(found) >= most):
+                    break
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    raise InvalidInput(
+                        f"{file}: line {number} after byte {began} is not JSON"
+                    ) from None
+                offset += len(line)
     except OSError as error:
         raise InvalidInput(f"collect.files: {file} cannot be read: {error.strerror}") from None
-    end = content.rfind(b"\n") + 1
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(content[:end].splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise InvalidInput(f"{file}: line {number} after byte {offset} is not JSON") from None
-        found.append(record)
-    return found, offset + end
+    return found, offset
 
 
 def _forget_old(store: Store, state: ContinualState, keep: int) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
@@ -18,6 +20,9 @@ _ENDS: dict[WorkflowExecutionStatus | None, JobState] = {
     WorkflowExecutionStatus.COMPLETED: JobState.COMPLETED,
     WorkflowExecutionStatus.CANCELED: JobState.CANCELLED,
 }
+
+LOOKS_AT_ONCE = 8
+"""Holders that an audit asks Temporal about at the same time."""
 
 
 class ControlActivities:
@@ -52,11 +57,15 @@ class ControlActivities:
     @activity.defn
     async def audit_leases(self, audit: LeaseAudit) -> LeaseAudit:
         """Of these holders, those that are closed or unknown."""
-        gone: list[tuple[str, str]] = []
-        for job_id, run_id in audit.holders:
-            activity.heartbeat(job_id)
-            if await self._status(job_id, run_id) != WorkflowExecutionStatus.RUNNING:
-                gone.append((job_id, run_id))
+        places = asyncio.Semaphore(LOOKS_AT_ONCE)
+
+        async def is_gone(job_id: str, run_id: str) -> bool:
+            async with places:
+                activity.heartbeat(job_id)
+                return await self._status(job_id, run_id) != WorkflowExecutionStatus.RUNNING
+
+        found = await asyncio.gather(*(is_gone(*holder) for holder in audit.holders))
+        gone = [holder for holder, is_lost in zip(audit.holders, found, strict=True) if is_lost]
         return LeaseAudit(holders=gone)
 
     @activity.defn

@@ -14,6 +14,7 @@ from loomos.jobs.cluster import NodeInfo
 from loomos.jobs.message import Empty
 
 INTERVAL_S = 2.0
+"""Time between heartbeats at least; in a large cluster a fifth of the silence that is allowed."""
 
 
 class PresenceActivities:
@@ -32,6 +33,8 @@ class PresenceActivities:
     async def hold_node(self, info: NodeInfo) -> Empty:
         """Heartbeat with the node's load until it leaves."""
         self.is_held.set()
+        silence = activity.info().heartbeat_timeout
+        interval_s = max(INTERVAL_S, silence.total_seconds() / 5 if silence else 0)
         try:
             while not self._leaving.is_set():
                 memory = psutil.virtual_memory()
@@ -44,7 +47,7 @@ class PresenceActivities:
                     }
                 )
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(INTERVAL_S):
+                    async with asyncio.timeout(interval_s):
                         await self._leaving.wait()
         finally:
             self.is_held.clear()

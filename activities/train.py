@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temporalio import activity
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.attempt_reports import AttemptReports
 from activities.failures import application_error
@@ -32,9 +34,13 @@ from loomos.storage import open_store
 if TYPE_CHECKING:
     from loomos.training.requests import AnsweredRequest
 
+log = logging.getLogger(__name__)
+
 HEARTBEAT_INTERVAL_S = 1.0
 SIGNAL_INTERVAL_S = 60.0
 """Progress reaches the workflow's history at most so often, so that history stays short."""
+SIGNAL_AGAIN_S = 5.0
+"""Time after which progress is told again that Temporal did not take."""
 STALL_S = 900.0
 """Ranks that report nothing for so long hang."""
 KILL_MARGIN_S = 5.0
@@ -271,4 +277,12 @@ class _ProgressSignals:
             await self._due.wait()
             self._due.clear()
             self._sent_at = time.monotonic()
-            await handle.signal("progress", self._reports.progress)
+            try:
+                await handle.signal("progress", self._reports.progress)
+            except RPCError as error:
+                if error.status == RPCStatusCode.NOT_FOUND:
+                    return  # the run is over, and soon the attempt is too
+                # Temporal is away. Ranks go on; what there is to tell is told when it is back.
+                log.warning("progress of %s cannot be told: %s", self._job.job_id, error)
+                self._due.set()
+                await asyncio.sleep(SIGNAL_AGAIN_S)

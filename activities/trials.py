@@ -21,7 +21,7 @@ from temporalio.exceptions import ApplicationError
 from activities.failures import application_error
 from activities.json_lines import ChildDied, JsonLinesProcess
 from activities.train import TrainActivities
-from loomos.errors import NotFound
+from loomos.errors import NotFound, Unavailable
 from loomos.jobs.cluster import NodeInfo
 from loomos.jobs.experiments import TrialRequest, TrialResult, TrialState, trial_job_id
 from loomos.jobs.training import TrainAssignment
@@ -169,6 +169,8 @@ class TrialActivities:
                 tells_job=False,
             )
         except ApplicationError as error:
+            if error.type == Unavailable.__name__:
+                raise  # the store is away: the machine's fault, not the trial's
             return TrialResult(state=TrialState.FAILED, error=str(error.message)[:1000])
         if outcome.status == "stopped":
             raise asyncio.CancelledError

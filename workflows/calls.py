@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import Priority, RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
@@ -44,6 +44,11 @@ QUICK = RetryPolicy(
     non_retryable_error_types=NON_RETRYABLE_TRAINING_ERRORS,
 )
 ONCE = RetryPolicy(maximum_attempts=1)
+THRICE = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    maximum_interval=timedelta(seconds=10),
+    maximum_attempts=3,
+)
 
 
 async def resolve_inputs(spec: TrainingSpec) -> ResolvedInputs:
@@ -88,7 +93,9 @@ async def open_attempt(request: OpenAttempt) -> AttemptPlan:
     return plan
 
 
-def start_train(job: TrainAssignment, summary: str) -> ActivityHandle[TrainOutcome]:
+def start_train(
+    job: TrainAssignment, summary: str, priority: int = 3
+) -> ActivityHandle[TrainOutcome]:
     """Start one node's part of a gang. It is never retried: the workflow makes a new gang."""
     return workflow.start_activity(
         "train",
@@ -100,6 +107,7 @@ def start_train(job: TrainAssignment, summary: str) -> ActivityHandle[TrainOutco
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=ONCE,
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        priority=Priority(priority_key=priority),
         summary=summary,
     )
 
@@ -166,31 +174,32 @@ async def noop() -> None:
     )
 
 
-async def hold_node(info: NodeInfo) -> None:
+async def hold_node(info: NodeInfo, silence: timedelta = HEARTBEAT_TIMEOUT) -> None:
     """Heartbeat from a node for as long as it lives; ends only when it is lost or leaves."""
     await workflow.execute_activity(
         "hold_node",
         info,
         result_type=Empty,
         task_queue=info.task_queue,
-        schedule_to_start_timeout=START_TIMEOUT,
+        schedule_to_start_timeout=max(START_TIMEOUT, silence),
         start_to_close_timeout=FOR_EVER,
-        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        heartbeat_timeout=silence,
         retry_policy=ONCE,
         cancellation_type=ActivityCancellationType.ABANDON,
         summary=f"node {info.node_id}",
     )
 
 
-async def audit_leases(audit: LeaseAudit) -> LeaseAudit:
-    """Which of these holders are gone."""
+async def audit_leases(audit: LeaseAudit, *, bounded: bool) -> LeaseAudit:
+    """Which of these holders are gone; `bounded` says that it may fail, and is tried thrice."""
     gone: LeaseAudit = await workflow.execute_activity(
         "audit_leases",
         audit,
         result_type=LeaseAudit,
+        schedule_to_close_timeout=timedelta(minutes=5) if bounded else None,
         start_to_close_timeout=timedelta(minutes=1),
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
-        retry_policy=QUICK,
+        retry_policy=THRICE if bounded else QUICK,
         summary="look for lost holders",
     )
     return gone

@@ -30,7 +30,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.manifest import CampaignMember, CampaignPhase, TrainingSpec
     from loomos.rl import campaigns
     from workflows.campaign_calls import blend_policies
-    from workflows.causes import root_cause
+    from workflows.causes import as_failure, root_cause
     from workflows.child_jobs import run_job
     from workflows.long_runs import is_long, record
     from workflows.state_log import StateLog
@@ -71,9 +71,15 @@ class RLCampaign:
         except (Exception, asyncio.CancelledError) as error:
             if is_cancelled_exception(error):
                 await self._end(JobState.CANCELLED, "cancelled")
-            else:
-                await self._end(JobState.FAILED, root_cause(error))
-            raise
+                raise
+            assert isinstance(error, Exception)
+            failure = as_failure(error)
+            if failure is None:
+                raise
+            await self._end(JobState.FAILED, root_cause(failure))
+            if failure is error:
+                raise
+            raise failure from error
 
     # --- phases ---
 

@@ -2,14 +2,15 @@
 
 One long-lived workflow. A node registers by signal; the workflow then keeps a `hold_node` activity
 on that node's own queue, which heartbeats for as long as the node lives, so a healthy cluster
-writes no history. Jobs ask for leases by signal and are answered by signal. Leases whose holder
-has vanished are found by a periodic audit.
+writes no history. Jobs ask for leases by signal and are answered by signal. Leases and requests
+whose holder has vanished are found by an audit, which has a task and a clock of its own: neither a
+busy cluster nor an audit that fails keeps the other waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -18,6 +19,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from loomos.errors import LoomOSError
+    from loomos.jobs.admission import AdmissionOpen, AuditReport, LeaseChange, LeaseDeferred
     from loomos.jobs.cluster import (
         AdviceList,
         ClusterState,
@@ -29,18 +31,34 @@ with workflow.unsafe.imports_passed_through():
         LeaseRevoked,
         NodeCommand,
         NodeInfo,
+        Place,
         ReleaseRequest,
         SchedulerConfig,
+        StatusQuery,
     )
+    from loomos.jobs.message import Message
     from loomos.jobs.states import NodeState
     from loomos.nexus.advice import advise
     from loomos.nexus.allocation import Allocation
     from loomos.nexus.forecast import forecast
+    from loomos.nexus.overview import Overview
+    from loomos.nexus.packing import pack, unpack
     from loomos.nexus.policies import find_policy
+    from loomos.nexus.usage import Waiting
     from workflows import calls
+    from workflows.causes import root_cause
 
 AUDIT_INTERVAL = timedelta(seconds=60)
-"""Time between looks for leases whose holder is gone."""
+"""Time between looks for holders that are gone."""
+MOST_AUDITED = 500
+"""Holders that one audit looks at; the next goes on after them."""
+MOST_TOLD = 100
+"""Holders that are told something at once."""
+HEARTBEAT_BUDGET = timedelta(milliseconds=50)
+"""A node may be silent for so long times the number of nodes, if that is more than usual: every
+heartbeat is a write to this one workflow."""
+AUDITS_BESIDE = "audits-beside"
+"""Patch since which audits have a task of their own and holders are told side by side."""
 
 
 @workflow.defn(name="Cluster")
@@ -49,14 +67,20 @@ class Cluster:
 
     @workflow.init
     def __init__(self, state: ClusterState) -> None:
+        state = unpack(state)
         self._allocation = Allocation.from_state(state)
-        self._revoked: list[tuple[Lease, LeaseRevoked]] = []
+        self._overview = Overview(self._allocation)
+        self._revoked: list[tuple[Lease, LeaseRevoked]] = list(state.revoked)
+        self._turned_away: list[LeaseDeferred] = list(state.turned_away)
+        self._audit = state.audit
         self._holds: dict[str, asyncio.Task[None]] = {}
         self._changed = True
 
     @workflow.run
     async def run(self, state: ClusterState) -> None:
         """Serve until the history is long, then go on in a new run."""
+        self._is_beside = workflow.patched(AUDITS_BESIDE)
+        auditing = asyncio.create_task(self._audits()) if self._is_beside else None
         while not workflow.info().is_continue_as_new_suggested():
             self._changed = False
             self._hold_nodes()
@@ -64,14 +88,23 @@ class Cluster:
             try:
                 await workflow.wait_condition(
                     lambda: self._changed or workflow.info().is_continue_as_new_suggested(),
-                    timeout=AUDIT_INTERVAL if self._allocation.is_busy else None,
+                    timeout=None if self._is_beside else self._old_timeout(),
                 )
             except TimeoutError:
-                await self._audit()
+                await self._audit_holders()
         await workflow.wait_condition(workflow.all_handlers_finished)
-        for hold in self._holds.values():
-            hold.cancel()
-        workflow.continue_as_new(self._allocation.to_state())
+        for task in (*self._holds.values(), *([auditing] if auditing else [])):
+            task.cancel()
+        carried = {
+            "revoked": self._revoked,
+            "turned_away": self._turned_away,
+            "audit": self._audit,
+        }
+        workflow.continue_as_new(pack(self._allocation.to_state().model_copy(update=carried)))
+
+    def _old_timeout(self) -> timedelta | None:
+        """When runs that began before audits had their own task make the next one."""
+        return AUDIT_INTERVAL if self._allocation.is_busy else None
 
     # --- messages ---
 
@@ -84,7 +117,7 @@ class Cluster:
     @workflow.signal
     def request_lease(self, request: LeaseRequest) -> None:
         """A job asks for nodes."""
-        self._allocation.request(request, workflow.now())
+        self._turned_away += self._allocation.request(request, workflow.now())
         self._changed = True
 
     @workflow.signal
@@ -93,12 +126,18 @@ class Cluster:
         self._allocation.release(release, workflow.now())
         self._changed = True
 
+    @workflow.signal
+    def change_lease(self, change: LeaseChange) -> None:
+        """A job has another priority, whatever it waits for or holds."""
+        self._allocation.change(change)
+        self._changed = True
+
     @workflow.update
     def command_node(self, command: NodeCommand) -> ClusterStatus:
         """Cordon, uncordon, drain or remove a node; answers with the cluster after it."""
         self._revoked += self._allocation.command(command, workflow.now())
         self._changed = True
-        return self._allocation.status(workflow.now())
+        return self._status()
 
     @command_node.validator
     def _check_command(self, command: NodeCommand) -> None:
@@ -110,7 +149,7 @@ class Cluster:
         """Decide in another way from now on; answers with the cluster after it."""
         self._allocation.configure(config)
         self._changed = True
-        return self._allocation.status(workflow.now())
+        return self._status()
 
     @configure.validator
     def _check_config(self, config: SchedulerConfig) -> None:
@@ -118,9 +157,20 @@ class Cluster:
             find_policy(config.policy)
 
     @workflow.query
-    def status(self) -> ClusterStatus:
-        """The whole cluster."""
-        return self._allocation.status(workflow.now())
+    def status(self, query: StatusQuery | None = None) -> ClusterStatus:
+        """The whole cluster, page by page."""
+        return self._status(query)
+
+    @workflow.query
+    def place_of(self, job_id: str) -> Place:
+        """Where a job's request is; as small as the cluster is large."""
+        return self._overview.place_of(job_id, workflow.now())
+
+    @workflow.query
+    def why_never(self, request: LeaseRequest) -> str:
+        """Why the ready nodes could not serve a request even if all were idle; empty if so."""
+        waiting = Waiting(request, workflow.now())
+        return self._allocation.round(workflow.now()).why_never(waiting) or ""
 
     @workflow.query
     def forecast(self, request: LeaseRequest) -> Forecast:
@@ -142,8 +192,9 @@ class Cluster:
                 self._holds[queue] = asyncio.create_task(self._hold(node.info))
 
     async def _hold(self, info: NodeInfo) -> None:
+        silence = max(calls.HEARTBEAT_TIMEOUT, HEARTBEAT_BUDGET * len(self._allocation.nodes))
         try:
-            await calls.hold_node(info)
+            await calls.hold_node(info, silence)
         except ActivityError as error:
             workflow.logger.info("node %s is lost: %s", info.node_id, error.cause)
         self._holds.pop(info.task_queue, None)
@@ -155,12 +206,34 @@ class Cluster:
         """Send what nodes' ends and the scheduler ask back, then what is granted."""
         granted, asked_back = self._allocation.decide(workflow.now())
         revoked, self._revoked = [*self._revoked, *asked_back], []
-        for lease, message in revoked:
-            if not await self._tell(lease, "lease_revoked", message):
-                self._take_back(lease)
-        for lease in granted:
-            if not await self._tell(lease, "lease_granted", lease):
-                self._take_back(lease)
+        turned_away, self._turned_away = self._turned_away, []
+        if not self._is_beside:
+            for lease, message in revoked:
+                await self._tell_holder(lease, "lease_revoked", message)
+            for lease in granted:
+                await self._tell_holder(lease, "lease_granted", lease)
+        called = self._allocation.call(workflow.now()) if self._is_beside else []
+        telling: list[Awaitable[None]] = []
+        if self._is_beside:
+            telling += [self._tell_holder(lease, "lease_revoked", m) for lease, m in revoked]
+            telling += [self._tell_holder(lease, "lease_granted", lease) for lease in granted]
+        telling += [self._tell_waiting(m.job_id, "lease_deferred", m) for m in turned_away]
+        telling += [
+            self._tell_waiting(job_id, "admission_open", AdmissionOpen(job_id=job_id))
+            for job_id in called
+        ]
+        for first in range(0, len(telling), MOST_TOLD):
+            await asyncio.gather(*telling[first : first + MOST_TOLD])
+
+    async def _tell_holder(self, lease: Lease, signal: str, message: Message) -> None:
+        """Signal a lease's holder; the lease of one that is gone ends."""
+        if not await self._tell(lease.job_id, lease.run_id, signal, message):
+            self._take_back(lease)
+
+    async def _tell_waiting(self, job_id: str, signal: str, message: Message) -> None:
+        """Signal a job that waits for admission; one that is gone waits no more."""
+        if not await self._tell(job_id, None, signal, message):
+            self._allocation.forget(job_id)
 
     def _take_back(self, lease: Lease) -> None:
         """End the lease of a holder that is gone."""
@@ -170,23 +243,70 @@ class Cluster:
         )
         self._changed = True
 
-    async def _tell(self, lease: Lease, signal: str, message: Lease | LeaseRevoked) -> bool:
-        """Signal a lease's holder; says whether it still lives."""
-        holder = workflow.get_external_workflow_handle(lease.job_id, run_id=lease.run_id)
+    async def _tell(self, job_id: str, run_id: str | None, signal: str, message: Message) -> bool:
+        """Signal a workflow; says whether it still lives."""
+        holder = workflow.get_external_workflow_handle(job_id, run_id=run_id)
         try:
             await holder.signal(signal, message)
         except ApplicationError as error:
-            workflow.logger.info("job %s is gone: %s", lease.job_id, error)
+            workflow.logger.info("job %s is gone: %s", job_id, error)
             return False
         return True
 
-    async def _audit(self) -> None:
+    # --- audits ---
+
+    async def _audits(self) -> None:
+        """Look for holders that are gone, once a minute while there are any."""
+        while True:
+            if not self._allocation.is_busy:
+                await workflow.wait_condition(lambda: self._allocation.is_busy)
+                self._audit = self._audit.model_copy(update={"at": workflow.now()})
+            due = (self._audit.at or workflow.now()) + AUDIT_INTERVAL
+            if due > workflow.now():
+                await workflow.sleep(due - workflow.now())
+            try:
+                await self._audit_holders()
+            except Exception as error:  # whatever it is, leases go on being given
+                workflow.logger.exception("an audit failed")
+                self._note_failure(root_cause(error))
+            self._changed = True
+
+    async def _audit_holders(self) -> None:
         """Take back leases and requests of jobs that ended without a word."""
-        holders = {(lease.job_id, lease.run_id) for lease in self._allocation.leases.values()}
-        gone = await calls.audit_leases(LeaseAudit(holders=sorted(holders)))
-        for lease in list(self._allocation.leases.values()):
-            if (lease.job_id, lease.run_id) in set(gone.holders):
+        allocation = self._allocation
+        holders = {(lease.job_id, lease.run_id) for lease in allocation.leases.values()}
+        if self._is_beside:
+            holders |= {(w.request.job_id, w.request.run_id) for w in allocation.queue}
+        asked = sorted(holders)
+        if self._is_beside and len(asked) > MOST_AUDITED:
+            last = self._audit.after
+            following = [holder for holder in asked if last is None or tuple(last) < holder]
+            asked = (following or asked)[:MOST_AUDITED]
+        found = await calls.audit_leases(LeaseAudit(holders=asked), bounded=self._is_beside)
+        gone = set(found.holders)
+        for lease in list(allocation.leases.values()):
+            if (lease.job_id, lease.run_id) in gone:
                 self._take_back(lease)
+        if not self._is_beside:
+            return
+        for job_id, run_id in sorted(gone):
+            release = ReleaseRequest(job_id=job_id, run_id=run_id, epoch=0)
+            allocation.release(release, workflow.now())
+        self._audit = AuditReport(
+            at=workflow.now(),
+            looked_at=len(asked),
+            gone=len(gone),
+            after=asked[-1] if len(asked) == MOST_AUDITED else None,
+        )
+
+    def _note_failure(self, why: str) -> None:
+        """An audit failed; the next one is due after the usual time."""
+        update = {"at": workflow.now(), "failures": self._audit.failures + 1, "error": why[:500]}
+        self._audit = self._audit.model_copy(update=update)
+
+    def _status(self, query: StatusQuery | None = None) -> ClusterStatus:
+        status = self._overview.status(workflow.now(), query)
+        return status.model_copy(update={"audit": self._audit})
 
 
 @contextmanager

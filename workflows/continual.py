@@ -19,12 +19,15 @@ with workflow.unsafe.imports_passed_through():
         Conclude,
         ContinualInput,
     )
-    from loomos.jobs.names import JOB_KIND
     from loomos.jobs.rollouts import RolloutState
     from loomos.jobs.training import JobResult, TrainingRunInput
     from loomos.manifest import Data, Model, RolloutPlan, TrainingSpec
     from workflows import delivery_calls
-    from workflows.delivery import attributes
+    from workflows.child_jobs import run_job
+
+
+SCHEDULE_LABEL = "schedule"
+"""Label of an update's job: the schedule's name."""
 
 
 @workflow.defn(name="ContinualLearning")
@@ -71,15 +74,15 @@ class ContinualLearning:
             verify=spec.verify.model_copy(update={"baseline": collected.base}),
             rollout=spec.rollout or RolloutPlan(endpoint=spec.endpoint),
         )
-        result: JobResult = await workflow.execute_child_workflow(
-            "TrainingRun",
-            TrainingRunInput(job_id=job_id, name=period.name, owner=period.owner, spec=training),
-            id=job_id,
-            result_type=JobResult,
-            static_summary=f"update {collected.base}",
-            search_attributes=attributes(JOB_KIND, period.name, period.owner),
+        job = TrainingRunInput(
+            job_id=job_id,
+            name=period.name,
+            owner=period.owner,
+            project=period.project,
+            labels={SCHEDULE_LABEL: period.name},
+            spec=training,
         )
-        return result
+        return await run_job(job, name=period.name, summary=f"update {collected.base}")
 
 
 def _conclude(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 from temporalio import workflow
@@ -20,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.training import ModelVersion, TrainingRunInput
     from loomos.jobs.verification import VerificationInput, VerificationResult
     from loomos.search_attributes import KIND, NAME, OWNER
+    from workflows.causes import is_own_cancel
     from workflows.journal import Journal
 
 
@@ -53,6 +55,8 @@ async def deliver(job: TrainingRunInput, model: ModelVersion, journal: Journal) 
                 )
             )
         except ChildWorkflowError as error:
+            if is_own_cancel(error):
+                raise asyncio.CancelledError from None
             return Delivered(f"; not verified: {error.cause or error}", "ERROR")
         verdict = result.verdict
         said = f"; verified: {verdict}"
@@ -68,6 +72,8 @@ async def deliver(job: TrainingRunInput, model: ModelVersion, journal: Journal) 
     except WorkflowAlreadyStartedError:
         return Delivered(f"{said}; {plan.endpoint} has another version on trial", verdict)
     except ChildWorkflowError as error:
+        if is_own_cancel(error):
+            raise asyncio.CancelledError from None
         return Delivered(f"{said}; not rolled out: {error.cause or error}", verdict)
     return Delivered(f"{said}; {status.state} at {plan.endpoint}", verdict, status.state)
 

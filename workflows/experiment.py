@@ -17,7 +17,7 @@ from temporalio.common import Priority
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from loomos.errors import InvalidInput, InvalidManifest
+    from loomos.errors import InvalidInput, InvalidManifest, Unavailable
     from loomos.jobs.experiments import (
         CarriedSweep,
         ExperimentEvent,
@@ -43,7 +43,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.weaver.pruning import rule_for
     from loomos.weaver.results import enough
     from workflows import calls, experiment_calls
-    from workflows.causes import root_cause
+    from workflows.causes import as_failure, root_cause
     from workflows.long_runs import is_long, record
     from workflows.state_log import StateLog
     from workflows.trial_jobs import run_as_job
@@ -54,6 +54,12 @@ MOST_RECORDED = 20
 """Trials of a Pareto front that go into the ledger."""
 MOST_FAILURES = 10
 """Trials in a row, by number, that all failed: then the experiment fails."""
+ALL_FAILED = "all-trials-failed"
+"""Patch since which an experiment whose trials all fail is failed."""
+OUTAGE = "outage-is-no-result"
+"""Patch since which a trial that could not reach the store is run again."""
+OUTAGE_WAIT = timedelta(seconds=30)
+"""Time after which a trial is run again that could not reach the store."""
 
 
 @workflow.defn(name="ExperimentSweep")
@@ -95,12 +101,19 @@ class ExperimentSweep:
         except workflow.ContinueAsNewError:
             raise
         except (Exception, asyncio.CancelledError) as error:
-            await self._let_go()
             if is_cancelled_exception(error):
+                await self._let_go()
                 await self._end(ExperimentState.CANCELLED, "cancelled")
-            else:
-                await self._end(ExperimentState.FAILED, root_cause(error))
-            raise
+                raise
+            assert isinstance(error, Exception)
+            failure = as_failure(error)
+            if failure is None:
+                raise
+            await self._let_go()
+            await self._end(ExperimentState.FAILED, root_cause(failure))
+            if failure is error:
+                raise
+            raise failure from error
 
     # --- phases ---
 
@@ -139,11 +152,23 @@ class ExperimentSweep:
                 )
 
     async def _conclude(self) -> ExperimentResult:
+        self._refuse_all_failed()
         why = "the space has no more points" if self._exhausted else "every trial has ended"
         await self._end(ExperimentState.COMPLETED, self._stop_reason or why)
         return ExperimentResult(
             state=ExperimentState.COMPLETED, best=self._book.best(), trials=len(self._book)
         )
+
+    def _refuse_all_failed(self) -> None:
+        """An experiment of which every trial failed has found nothing."""
+        ended = [trial for trial in self._book.trials if trial.state != TrialState.CANCELLED]
+        failed = [trial for trial in ended if trial.state == TrialState.FAILED]
+        if failed and len(failed) == len(ended) and workflow.patched(ALL_FAILED):
+            raise ApplicationError(
+                f"every trial failed ({len(failed)}); the last: {failed[-1].error}",
+                type="TrialsFailed",
+                non_retryable=True,
+            )
 
     async def _end(self, state: ExperimentState, message: str) -> None:
         """Let the ledger, lists and people know how it ended."""
@@ -247,6 +272,16 @@ class ExperimentSweep:
         self._log.show_now_and_then()
 
     async def _try(self, request: TrialRequest) -> TrialResult:
+        """One attempt at a trial; that the store or Temporal is away is no result of it."""
+        while True:
+            result = await self._try_once(request)
+            if result is not None:
+                return result
+            self._log.note(f"trial {request.number} waits for the store")
+            await workflow.sleep(OUTAGE_WAIT)
+
+    async def _try_once(self, request: TrialRequest) -> TrialResult | None:
+        """None if the machine was to blame."""
         try:
             if self._spec.objective.own_page:
                 return await run_as_job(self._run, request)
@@ -255,6 +290,10 @@ class ExperimentSweep:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise asyncio.CancelledError from None
+            cause = error.cause
+            is_outage = isinstance(cause, ApplicationError) and cause.type == Unavailable.__name__
+            if is_outage and workflow.patched(OUTAGE):
+                return None
             return TrialResult(state=TrialState.FAILED, error=root_cause(error)[:1000])
 
     def _request(self, number: int) -> TrialRequest:

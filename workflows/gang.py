@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,38 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.cluster import Lease, LeaseRevoked
     from loomos.jobs.training import ModelVersion, TrainOutcome
 
+
+MACHINE_ERRORS = frozenset(
+    {
+        "AttemptFailed",
+        "Unavailable",
+        "NodeLeft",
+        "OSError",
+        "TimeoutError",
+        "EOFError",
+        "ConnectionError",
+        "ConnectionResetError",
+        "ConnectionRefusedError",
+        "ConnectionAbortedError",
+        "BrokenPipeError",
+        "DistError",
+        "DistBackendError",
+        "DistNetworkError",
+        "DistStoreError",
+        "RendezvousError",
+        "RendezvousTimeoutError",
+        "RendezvousConnectionError",
+        "SignalException",
+    }
+)
+"""Classes of errors that say nothing of the program: another attempt may not meet them."""
+_MACHINE_WORDS = re.compile(
+    r"gloo|nccl|connection|broken pipe|socket|timed? ?out|peer|rendezvous|tcpstore|signal",
+    re.IGNORECASE,
+)
+"""Words by which an error of a general class is one of the network, as when another rank died."""
+_VOLATILE = re.compile(r"0x[0-9a-f]+|\d+")
+"""What differs between two tellings of the same error: ranks, addresses, sizes."""
 
 Member = workflow.ActivityHandle[Any]
 """The running activity of one node."""
@@ -46,6 +79,28 @@ class GangFailed:
     """Last step that a member told of."""
     fatal: ActivityError | None = None
     """Error that a new gang would meet again."""
+    kind: str = ""
+    """Class of the exception that broke it."""
+
+    @property
+    def signature(self) -> str:
+        """Equal for the same exception of the program at the same step; empty for the machine's."""
+        if not self.kind or self.kind in MACHINE_ERRORS or _MACHINE_WORDS.search(self.reason):
+            return ""
+        words = _VOLATILE.sub("#", self.reason)
+        return f"{self.step or 0}:{self.kind}:{words}"[:500]
+
+
+class GangCancelled(asyncio.CancelledError):
+    """The workflow was cancelled, and its gang has ended.
+
+    Args:
+        end: how.
+    """
+
+    def __init__(self, end: GangEnd | GangFailed) -> None:
+        super().__init__("cancelled")
+        self.end = end
 
 
 async def run_gang(
@@ -94,7 +149,7 @@ async def run_gang(
             handle.cancel()
     await _all_done(living)
     if cancelled is not None:
-        raise cancelled
+        raise GangCancelled(_judge(living(), "cancelled", None)) from cancelled
     _, revoked = why_stop()
     return _judge(living(), wish, revoked)
 
@@ -125,7 +180,12 @@ def _judge(
     fatal = next((error for error in errors if _is_fatal(error)), None)
     step = max((_step_of(error) for error in errors), default=0) or None
     if fatal is not None:
-        return GangFailed(reason=_reason(fatal), step=step, fatal=fatal)  # type: ignore[arg-type]
+        return GangFailed(
+            reason=_reason(fatal),
+            step=step,
+            fatal=fatal,  # type: ignore[arg-type]
+            kind=_kind(fatal),
+        )
     results = [handle.result() for handle in handles if not _failed(handle)]
     finished = [r for r in results if isinstance(r, TrainOutcome) and r.status == "completed"]
     if len(finished) == len(handles) and finished:
@@ -137,7 +197,7 @@ def _judge(
         return GangFailed(reason=revoked.reason, step=step)
     real = [error for error in errors if not is_cancelled_exception(error)]
     if real and not (wish or revoked):
-        return GangFailed(reason=_reason(real[0]), step=step)
+        return GangFailed(reason=_reason(real[0]), step=step, kind=_kind(real[0]))
     outcome = next((result for result in results if isinstance(result, TrainOutcome)), None)
     if not wish and revoked is None and outcome is None:
         return GangFailed(reason=_reason(errors[0]) if errors else "the gang was cancelled")
@@ -157,6 +217,11 @@ def _is_fatal(error: BaseException) -> bool:
         and isinstance(error.cause, ApplicationError)
         and error.cause.non_retryable
     )
+
+
+def _kind(error: BaseException) -> str:
+    cause = error.cause if isinstance(error, ActivityError) else None
+    return (cause.type or "") if isinstance(cause, ApplicationError) else ""
 
 
 def _reason(error: BaseException) -> str:

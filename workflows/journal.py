@@ -92,6 +92,8 @@ class Journal:
             outcome = end.reason
             told = self.progress.step if self.progress else 0
             step = max(told, end.step or 0) or None
+            if self.progress is not None and step is not None:
+                self.progress = self.progress.model_copy(update={"step": step})
         self.attempts.append(last.model_copy(update={"outcome": outcome, "to_step": step}))
         del self.attempts[:-KEPT_ENTRIES]
 

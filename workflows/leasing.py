@@ -1,6 +1,7 @@
 """How a workflow gets nodes from the cluster, and gives them back.
 
-Held by a workflow that has the signals `lease_granted` and `lease_revoked`, which it passes on.
+Held by a workflow that has the signals `lease_granted`, `lease_revoked`, `lease_deferred` and
+`admission_open`, which it passes on.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ from collections.abc import Callable
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.admission import LeaseChange, LeaseDeferred
     from loomos.jobs.cluster import Lease, LeaseRequest, LeaseRevoked, ReleaseRequest
     from loomos.jobs.names import CLUSTER_WORKFLOW_ID
+
+PRIORITY_FOLLOWS = "priority-reaches-lease"
+"""Patch since which the cluster is told when the holder of a lease changes its priority."""
 
 
 class Leasing:
@@ -21,12 +26,21 @@ class Leasing:
     Args:
         holder: the workflow's id, by which the cluster knows it.
         want: what is needed, asked for each time a request is sent; who asks is filled in.
+        on_wait: called with why the request waits, when the cluster has no room for it.
     """
 
-    def __init__(self, holder: str, want: Callable[[], LeaseRequest]) -> None:
-        self._holder, self._want = holder, want
+    def __init__(
+        self,
+        holder: str,
+        want: Callable[[], LeaseRequest],
+        on_wait: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._holder, self._want, self._on_wait = holder, want, on_wait
         self._ticket = 0
         self._waits = False
+        self._deferred: LeaseDeferred | None = None
+        self._is_called = False
+        self._news = 0
         self.lease: Lease | None = None
         self.revoked: LeaseRevoked | None = None
 
@@ -37,7 +51,7 @@ class Leasing:
         self._waits = True
         try:
             await self._request()
-            await workflow.wait_condition(lambda: self.lease is not None or until())
+            await self._until_answered(until)
         except asyncio.CancelledError:
             await self.release()
             raise
@@ -47,12 +61,40 @@ class Leasing:
             await self.release()
         return self.lease
 
+    async def _until_answered(self, until: Callable[[], bool]) -> None:
+        """Wait for a lease; while the queue is full, ask again when called or after a time."""
+        while self.lease is None and not until():
+            seen = self._news
+            try:
+                await workflow.wait_condition(
+                    lambda seen=seen: (  # type: ignore[misc]
+                        self.lease is not None or until() or self._news > seen
+                    ),
+                    timeout=self._deferred.retry_after if self._deferred else None,
+                    timeout_summary="asks again for admission",
+                )
+            except TimeoutError:
+                self._is_called = True
+            if self._is_called and self.lease is None and not until():
+                self._on_wait("waits for nodes")
+                await self._request()
+
     async def ask_again(self) -> None:
-        """What is needed has changed: tell the cluster, if it has not answered yet."""
+        """What is needed has changed: tell the cluster, whether it has answered yet or not."""
         if self._waits:
             await self._request()
+        elif self.lease is not None and workflow.patched(PRIORITY_FOLLOWS):
+            await self._cluster.signal(
+                "change_lease",
+                LeaseChange(
+                    job_id=self._holder,
+                    run_id=workflow.info().run_id,
+                    priority=self._want().priority,
+                ),
+            )
 
     async def _request(self) -> None:
+        self._deferred, self._is_called = None, False
         who = {"job_id": self._holder, "run_id": workflow.info().run_id, "ticket": self._ticket}
         await self._cluster.signal("request_lease", self._want().model_copy(update=who))
 
@@ -74,6 +116,20 @@ class Leasing:
             self.lease, self._waits = lease, False
             return
         await self._send_release(lease.epoch)
+
+    def deferred(self, message: LeaseDeferred) -> None:
+        """The cluster's queue is full: the request waits for admission."""
+        is_answer = message.run_id == workflow.info().run_id and message.ticket == self._ticket
+        if is_answer and self._waits:
+            self._deferred = message
+            self._news += 1
+            self._on_wait(f"waits for admission: {message.reason}")
+
+    def called(self) -> None:
+        """The queue has room now."""
+        if self._waits and self._deferred is not None:
+            self._is_called = True
+            self._news += 1
 
     def take_back(self, message: LeaseRevoked) -> None:
         """The cluster takes nodes back."""

@@ -15,6 +15,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.admission import AdmissionOpen, LeaseDeferred
     from loomos.jobs.cluster import Lease, LeaseRequest, LeaseRevoked
     from loomos.jobs.facts import AttestModel
     from loomos.jobs.names import label_list
@@ -35,19 +36,27 @@ with workflow.unsafe.imports_passed_through():
         TrainingRunInput,
         TrainOutcome,
     )
-    from loomos.nexus.requests import step_seconds, training_request, workload
+    from loomos.nexus.requests import (
+        step_seconds,
+        training_request,
+        why_not_on,
+        workload,
+    )
     from loomos.quantities import format_duration
     from loomos.search_attributes import LABELS, MODEL, PRIORITY
     from workflows import calls
     from workflows.delivery import Delivered, deliver
     from workflows.dependencies import Dependencies
     from workflows.facts import FactBook
-    from workflows.gang import GangEnd, GangFailed, run_gang
+    from workflows.gang import GangCancelled, GangEnd, GangFailed, run_gang
     from workflows.journal import Journal
     from workflows.leasing import Leasing
 
 
 LONGEST_BACKOFF = timedelta(minutes=1)
+SAME_ERROR = "same-error-twice"
+"""Patch since which an exception that comes again at the same step ends the job."""
+_DELIVERING = (JobState.PUBLISHING, JobState.VERIFYING, JobState.ROLLING_OUT)
 
 
 @workflow.defn(name="TrainingRun")
@@ -68,10 +77,11 @@ class TrainingRun:
         self._paused = carried.paused
         self._ran_for = carried.ran_for
         self._labels = job.labels
-        self._leasing = Leasing(job.job_id, self._want)
+        self._leasing = Leasing(job.job_id, self._want, self._say_waits)
         self._dependencies = Dependencies(job.job_id, job.spec.depends_on, list(carried.dependents))
         self._stop_wish = ""
-        self._migrate_to: list[str] = []
+        self._migrate_to = list(carried.migrate_to)
+        self._last_error = carried.last_error
         self._model: ModelVersion | None = None
         self._outcome: TrainOutcome | None = None
         self._attempts_opened = 0
@@ -184,6 +194,10 @@ class TrainingRun:
         self._migrate_to = []
         return lease
 
+    def _say_waits(self, why: str) -> None:
+        """The cluster has no room even for the request, or has again."""
+        self._journal.enter(self._journal.state, why)
+
     def _want(self) -> LeaseRequest:
         """What the job needs of the cluster now."""
         return training_request(self._job, self._submitted_at, self._inputs).model_copy(
@@ -220,10 +234,16 @@ class TrainingRun:
                     pruning=self._job.pruning,
                 ),
                 f"{node.node_id}, attempt {plan.generation}, from step {first}",
+                priority=self._priority,
             )
             for rank, node in enumerate(lease.nodes)
         ]
-        end = await run_gang(lease, handles, self._why_stop, self._time_left())
+        try:
+            end = await run_gang(lease, handles, self._why_stop, self._time_left())
+        except GangCancelled as cancelled:
+            self._learn(cancelled.end)
+            self._journal.close_attempt(cancelled.end)
+            raise
         self._journal.close_attempt(end)
         self._facts.checkpoints()
         return end
@@ -298,6 +318,7 @@ class TrainingRun:
             return
         if end.fatal is not None:
             raise end.fatal
+        self._refuse_same_error(end)
         retries = self._job.spec.runtime.retries
         self._failures += 1
         if self._failures >= retries.max_attempts:
@@ -312,6 +333,17 @@ class TrainingRun:
         if self._failures > 1:
             wait = min(retries.backoff * 2 ** (self._failures - 2), LONGEST_BACKOFF)
             await workflow.sleep(wait)
+
+    def _refuse_same_error(self, end: GangFailed) -> None:
+        """An exception of the program that comes again at the same step comes for ever."""
+        before, self._last_error = self._last_error, end.signature
+        if end.signature and before == end.signature and workflow.patched(SAME_ERROR):
+            raise ApplicationError(
+                f"the same error twice at step {end.step or 0}, so a further attempt would only "
+                f"meet it again: {end.reason}",
+                type=end.kind or "SameError",
+                non_retryable=True,
+            )
 
     def _learn(self, end: GangEnd | GangFailed) -> None:
         """A new checkpoint since the last failure clears the count of failures."""
@@ -339,6 +371,16 @@ class TrainingRun:
     def lease_revoked(self, message: LeaseRevoked) -> None:
         """The cluster takes nodes back."""
         self._leasing.take_back(message)
+
+    @workflow.signal
+    def lease_deferred(self, message: LeaseDeferred) -> None:
+        """The cluster's queue is full; the job waits for admission."""
+        self._leasing.deferred(message)
+
+    @workflow.signal
+    def admission_open(self, message: AdmissionOpen) -> None:
+        """The cluster's queue has room now."""
+        self._leasing.called()
 
     @workflow.signal
     def add_dependent(self, job_id: str) -> None:
@@ -402,6 +444,7 @@ class TrainingRun:
     @pause.validator
     def _can_pause(self) -> None:
         self._refuse_when_final("paused")
+        self._refuse_when_delivering("pause")
         if self._paused:
             raise ApplicationError("already paused", type="Conflict", non_retryable=True)
 
@@ -414,6 +457,7 @@ class TrainingRun:
     @restart.validator
     def _can_restart(self) -> None:
         self._refuse_when_final("restarted")
+        self._refuse_when_delivering("restart")
         if self._leasing.lease is None:
             raise ApplicationError(
                 "has no nodes now, so there is nothing to restart",
@@ -424,6 +468,20 @@ class TrainingRun:
     @migrate.validator
     def _can_migrate(self, request: MigrateRequest) -> None:
         self._refuse_when_final("migrated")
+        self._refuse_when_delivering("migrate")
+        reason = why_not_on(self._want(), request.node_ids)
+        if reason:
+            raise ApplicationError(reason, type="InvalidInput", non_retryable=True)
+
+    def _refuse_when_delivering(self, wish: str) -> None:
+        """The training is over by then: there is nothing to stop that could go on later."""
+        if self._journal.state in _DELIVERING:
+            raise ApplicationError(
+                f"is {self._journal.state}: its training is done, so there is nothing to {wish}; "
+                "let it end, or cancel it",
+                type="Conflict",
+                non_retryable=True,
+            )
 
     def _refuse_when_final(self, verb: str) -> None:
         if self._journal.state.is_final or self._job.spec.algorithm == "noop":
@@ -444,7 +502,17 @@ class TrainingRun:
             timeline=self._journal.timeline,
             attempts=self._journal.attempts,
             model=self._model,
+            asked=self._asked(),
         )
+
+    def _asked(self) -> str:
+        """What was asked of the job and is not done yet."""
+        state = self._journal.state
+        if state.is_final:
+            return ""
+        if self._paused:
+            return "" if state == JobState.PAUSED else "pause"
+        return self._stop_wish if self._stop_wish in ("restart", "migrate") else ""
 
     async def _end_badly(self, error: BaseException) -> None:
         """Let the ledger know, then say how it ended."""
@@ -485,6 +553,8 @@ class TrainingRun:
                         paused=self._paused,
                         ran_for=self._ran_for,
                         dependents=self._dependencies.dependents,
+                        migrate_to=self._migrate_to,
+                        last_error=self._last_error,
                     ),
                 }
             )

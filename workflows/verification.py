@@ -14,6 +14,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.jobs.admission import AdmissionOpen, LeaseDeferred
     from loomos.jobs.cluster import Lease, LeaseRequest, LeaseRevoked, NodeInfo
     from loomos.jobs.facts import Fact, RecordFacts
     from loomos.jobs.verification import (
@@ -213,6 +214,16 @@ class VerificationSuite:
     def lease_revoked(self, message: LeaseRevoked) -> None:
         """The cluster takes nodes back."""
         self._leasing.take_back(message)
+
+    @workflow.signal
+    def lease_deferred(self, message: LeaseDeferred) -> None:
+        """The cluster's queue is full; the verification waits for admission."""
+        self._leasing.deferred(message)
+
+    @workflow.signal
+    def admission_open(self, message: AdmissionOpen) -> None:
+        """The cluster's queue has room now."""
+        self._leasing.called()
 
     @workflow.query
     def status(self) -> VerificationStatus:

@@ -37,7 +37,11 @@ def concluded(state: ContinualState, record: UpdateRecord, *, learnt: bool) -> C
         "pending": {},
     }
     if learnt and marks is not None:
-        changes |= {"cursors": marks.cursors, "offsets": marks.offsets}
+        changes |= {
+            "cursors": marks.cursors,
+            "offsets": marks.offsets,
+            "taken": marks.taken,
+        }
     return state.model_copy(update=changes)
 
 

@@ -23,19 +23,24 @@ def learnable(records: Iterable[Record], collect: Collect) -> list[Sample]:
     Returns:
         Chat or prompt/completion records, as `loomos.training.data` reads them.
     """
-    answers: dict[str, Record] = {}
+    return [sample for _, sample in learnable_at(records, collect)]
+
+
+def learnable_at(records: Iterable[Record], collect: Collect) -> list[tuple[int, Sample]]:
+    """What `learnable` finds, each with the place of its answer among the records, in order."""
+    answers: dict[str, tuple[int, Record]] = {}
     scores: dict[str, int] = {}
     corrections: dict[str, str] = {}
-    for record in records:
+    for place, record in enumerate(records):
         name = _bare(str(record["id"]))
         if "request" in record:
-            answers[name] = record
+            answers[name] = place, record
         if record.get("score") is not None:
             scores[name] = int(record["score"])
         if record.get("correction"):
             corrections[name] = str(record["correction"])
-    found: list[Sample] = []
-    for name, record in answers.items():
+    found: list[tuple[int, Sample]] = []
+    for name, (place, record) in answers.items():
         said = corrections.get(name)
         if said is None:
             score = scores.get(name, 0)
@@ -44,8 +49,8 @@ def learnable(records: Iterable[Record], collect: Collect) -> list[Sample]:
             said = str(record["answers"][0])
         sample = _sample(record["request"], said)
         if sample is not None:
-            found.append(sample)
-    return found
+            found.append((place, sample))
+    return sorted(found, key=lambda item: item[0])
 
 
 def _bare(request_id: str) -> str:

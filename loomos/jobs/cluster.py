@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from loomos.jobs.admission import AuditReport, Deferred, LeaseDeferred
 from loomos.jobs.message import Message
 from loomos.jobs.states import NodeState
 from loomos.manifest import Resources
@@ -232,6 +233,8 @@ class SchedulerConfig(Message):
     """Whether requests take nodes from leases of lower priority."""
     grow_after: Duration = timedelta(minutes=1)
     """An elastic run that could have more nodes is started again with them after this."""
+    queue_limit: Annotated[int, Field(ge=1, le=2000)] = 1000
+    """Requests that are admitted to the queue at once; others wait until there is room."""
 
 
 class ProjectShare(Message):
@@ -266,6 +269,34 @@ class ClusterStatus(Message):
     """What each project holds."""
     config: SchedulerConfig = SchedulerConfig()
     """How the cluster decides."""
+    nodes_total: int = 0
+    """Nodes known, those on other pages included."""
+    waiting_total: int = 0
+    """Requests in the queue, those on other pages included."""
+    leases_total: int = 0
+    """Leases in force, those on other pages included."""
+    deferred: int = 0
+    """Requests that wait for admission, because the queue is full."""
+    audit: AuditReport = AuditReport()
+    """The newest look for holders that are gone."""
+    next_cursor: str | None = None
+    """Give it as `cursor` for what this answer had no room for; null if that was all."""
+
+
+class StatusQuery(Message):
+    """Ask for one page of the cluster's status."""
+
+    cursor: str = ""
+    """`next_cursor` of the page before; empty for the first."""
+    most_bytes: Annotated[int, Field(ge=1000, le=800_000)] = 700_000
+    """About how large the answer may be."""
+
+
+class Place(Message):
+    """Where a job's request is."""
+
+    queued: QueuedRequest | None = None
+    """Its place and why it waits; none if it does not wait for nodes."""
 
 
 class NodeHistory(Message):
@@ -294,6 +325,18 @@ class ClusterState(Message):
     """By node."""
     best_step_s: dict[str, float] = {}
     """Fewest seconds a step took, by workload."""
+    deferred: list[Deferred] = []
+    """Requests that wait for admission."""
+    revoked: list[tuple[Lease, LeaseRevoked]] = []
+    """Holders that have yet to be told that their lease is taken back."""
+    turned_away: list[LeaseDeferred] = []
+    """Holders that have yet to be told that they wait for admission."""
+    return_at: datetime | None = None
+    """When the last of those comes back that are not even remembered."""
+    audit: AuditReport = AuditReport()
+    """The newest audit."""
+    packed: str = ""
+    """All of this, compressed; then nothing else is given."""
 
 
 class Forecast(Message):
@@ -304,7 +347,9 @@ class Forecast(Message):
     ends_at: datetime | None = None
     """When it would be done; none without an estimate."""
     reason: str = ""
-    """Why it would never start."""
+    """Why it would never start, or why nobody can say."""
+    is_unknown: bool = False
+    """Whether too much goes on for the queue to be played forward."""
 
 
 class Advice(Message):
@@ -321,7 +366,7 @@ class Advice(Message):
 
 
 class AdviceList(Message):
-    """All of it."""
+    """What jobs could ask for differently."""
 
     advice: list[Advice] = []
     """By job."""

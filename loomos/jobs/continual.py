@@ -130,6 +130,8 @@ class ContinualInput(Message):
     """Name of the schedule."""
     owner: str
     """Who made it."""
+    project: str = "default"
+    """Whose share its trainings use."""
     spec: ContinualSpec
     """What to do."""
 
@@ -211,6 +213,8 @@ class ContinualState(Message):
     """Watermark of captures: what was collected, by server."""
     offsets: dict[str, int] = {}
     """Watermark of files: bytes that were collected."""
+    taken: dict[str, int] = {}
+    """Records of the chunk after a server's watermark that were collected already."""
     pending: dict[str, PendingMarks] = {}
     """Watermarks that count once a period is over, by period."""
     updates: list[UpdateRecord] = []
@@ -224,6 +228,8 @@ class PendingMarks(Message):
     """Of captures."""
     offsets: dict[str, int] = {}
     """Of files."""
+    taken: dict[str, int] = {}
+    """Of the chunk after a server's watermark."""
 
 
 ContinualState.model_rebuild()

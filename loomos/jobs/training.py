@@ -305,6 +305,10 @@ class CarriedState(Message):
     """Time spent with nodes, for max_duration."""
     dependents: list[str] = []
     """Jobs to tell of the end."""
+    migrate_to: list[str] = []
+    """Nodes that the next attempt is to have, if it was asked to move."""
+    last_error: str = ""
+    """What broke the newest attempt and where, if the program did."""
 
 
 class JobEnded(Message):
@@ -347,6 +351,8 @@ class JobStatus(Message):
     """Attempts, oldest first."""
     model: ModelVersion | None = None
     """What it published."""
+    asked: str = ""
+    """What was asked of it and is not done yet: pause, restart or migrate."""
 
 
 class JobResult(Message):

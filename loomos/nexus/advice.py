@@ -9,6 +9,9 @@ from loomos.jobs.cluster import Advice, LeaseRequest
 from loomos.manifest import NodeRange
 from loomos.nexus.allocation import Allocation
 
+MOST_TRIED = 100_000
+"""Rounds tried times nodes and requests: the workflow that tries decides nothing meanwhile."""
+
 
 def advise(cluster: Allocation, now: datetime) -> list[Advice]:
     """Changes of waiting requests that would start them sooner, and estimates that are missing.
@@ -16,10 +19,14 @@ def advise(cluster: Allocation, now: datetime) -> list[Advice]:
     Args:
         cluster: as it is; it is not changed.
         now: the time.
+
+    Returns:
+        By job. With very many nodes and requests only the first of the queue are tried.
     """
     found: list[Advice] = []
+    tries = Tries(MOST_TRIED // (1 + len(cluster.nodes) + len(cluster.queue)))
     for waiting in cluster.queue:
-        found += _for_waiting(cluster, waiting.request, now)
+        found += _for_waiting(cluster, waiting.request, now, tries)
     for lease in cluster.leases.values():
         request = lease.request
         if request is None:
@@ -45,10 +52,26 @@ def advise(cluster: Allocation, now: datetime) -> list[Advice]:
     return found
 
 
-def _for_waiting(cluster: Allocation, request: LeaseRequest, now: datetime) -> Iterator[Advice]:
-    if _starts_now(cluster, request, now):
+class Tries:
+    """Rounds that may yet be tried."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def take(self) -> bool:
+        """Whether one more may be tried."""
+        self._left -= 1
+        return self._left >= 0
+
+
+def _for_waiting(
+    cluster: Allocation, request: LeaseRequest, now: datetime, tries: Tries
+) -> Iterator[Advice]:
+    if not tries.take() or _starts_now(cluster, request, now):
         return
     for change, tried in _variations(request):
+        if not tries.take():
+            return
         if _starts_now(cluster, tried, now):
             yield Advice(
                 job_id=request.job_id,

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from loomos.errors import Conflict, NotFound
+from loomos.jobs.admission import LeaseChange, LeaseDeferred
 from loomos.jobs.cluster import (
     ClusterState,
-    ClusterStatus,
     Lease,
     LeaseRequest,
     LeaseRevoked,
@@ -20,19 +20,19 @@ from loomos.jobs.cluster import (
     NodeHistory,
     NodeInfo,
     NodeStatus,
-    ProjectShare,
-    QueuedRequest,
     ReleaseRequest,
     SchedulerConfig,
 )
 from loomos.jobs.states import NodeState
-from loomos.nexus.amounts import capacity
+from loomos.nexus.admission import Lobby, farthest
 from loomos.nexus.policies import find_policy
-from loomos.nexus.scheduling import Grant, Round
-from loomos.nexus.usage import Holding, Usage, Waiting
+from loomos.nexus.scheduling import DIGEST_LENGTH, Grant, Round
+from loomos.nexus.usage import Usage, Waiting
 
 REMEMBERED = 64
-"""Workloads whose best step is remembered, and inputs of a node."""
+"""Workloads whose best step is remembered."""
+REMEMBERED_INPUTS = 16
+"""Inputs that are remembered of a node, by the first characters of their digests."""
 LEARNING_RATE = 0.3
 """Weight of the newest measurement in a node's speed."""
 
@@ -48,6 +48,9 @@ class Allocation:
     config: SchedulerConfig = field(default_factory=SchedulerConfig)
     history: dict[str, NodeHistory] = field(default_factory=dict)
     best_step_s: dict[str, float] = field(default_factory=dict)
+    lobby: Lobby = field(default_factory=Lobby)
+    version: int = 0
+    """Grows with every change, so that what was computed of it can be kept until the next."""
     _used: Usage | None = None
 
     @classmethod
@@ -61,6 +64,7 @@ class Allocation:
             config=state.config,
             history=dict(state.history),
             best_step_s=dict(state.best_step_s),
+            lobby=Lobby({each.job_id: each for each in state.deferred}, state.return_at),
         )
 
     def to_state(self) -> ClusterState:
@@ -73,17 +77,20 @@ class Allocation:
             config=self.config,
             history=self.history,
             best_step_s=self.best_step_s,
+            deferred=list(self.lobby.waiting.values()),
+            return_at=self.lobby.return_at,
         )
 
     @property
     def is_busy(self) -> bool:
         """Whether time alone may bring something to decide."""
-        return bool(self.leases or self.queue)
+        return bool(self.leases or self.queue or self.lobby.waiting)
 
     # --- nodes ---
 
     def register(self, info: NodeInfo, now: datetime) -> list[tuple[Lease, LeaseRevoked]]:
         """A node says hello. A new incarnation means that the old one is gone."""
+        self.version += 1
         known = self.nodes.get(info.node_id)
         revoked: list[tuple[Lease, LeaseRevoked]] = []
         if known is not None and known.info.incarnation != info.incarnation:
@@ -100,6 +107,7 @@ class Allocation:
         self, node_id: str, incarnation: str, now: datetime
     ) -> list[tuple[Lease, LeaseRevoked]]:
         """A node's heartbeats stopped: its leases end."""
+        self.version += 1
         node = self.nodes.get(node_id)
         if node is None or node.info.incarnation != incarnation:
             return []
@@ -114,6 +122,7 @@ class Allocation:
             Conflict: its state does not allow it.
         """
         self.check(command)
+        self.version += 1
         node_id = command.node_id
         if command.action == "remove":
             del self.nodes[node_id]
@@ -169,17 +178,56 @@ class Allocation:
 
     # --- requests ---
 
-    def request(self, request: LeaseRequest, now: datetime) -> None:
-        """Queue a request; a second one of the same job replaces the first."""
+    def request(self, request: LeaseRequest, now: datetime) -> list[LeaseDeferred]:
+        """Queue a request; a second one of the same job replaces the first.
+
+        Returns:
+            Who finds no room in the queue and waits for admission: nobody, the job itself, or the
+            one whose place it takes.
+        """
+        self.version += 1
+        since = self.lobby.since(request, now)
         for index, waiting in enumerate(self.queue):
             if waiting.request.job_id == request.job_id:
                 self.queue[index] = Waiting(request, waiting.since)
-                return
-        self.queue.append(Waiting(request, now))
+                return []
+        self.queue.append(Waiting(request, since))
+        limit, turned_away = self.config.queue_limit, []
+        while len(self.queue) > limit:
+            last = farthest(self.queue, self.config, now)
+            self.queue.remove(last)
+            turned_away.append(self.lobby.enter(last, limit, now))
+        return turned_away
+
+    def call(self, now: datetime) -> list[str]:
+        """Jobs that waited for admission and may ask again now."""
+        return self.lobby.call(self.queue, self.config.queue_limit, now)
+
+    def forget(self, job_id: str) -> None:
+        """A job that waited for admission is gone."""
+        self.version += 1
+        self.lobby.leave(job_id)
+
+    def change(self, change: LeaseChange) -> None:
+        """A job has another priority now, whether it waits or holds nodes."""
+        self.version += 1
+        who = (change.job_id, change.run_id)
+        update = {"priority": change.priority}
+        for index, waiting in enumerate(self.queue):
+            if (waiting.request.job_id, waiting.request.run_id) == who:
+                changed = waiting.request.model_copy(update=update)
+                self.queue[index] = Waiting(changed, waiting.since)
+        for lease in list(self.leases.values()):
+            if (lease.job_id, lease.run_id) == who and lease.request is not None:
+                request = lease.request.model_copy(update=update)
+                self.leases[lease.epoch] = lease.model_copy(update={"request": request})
+        self.lobby.prioritise(change.job_id, change.priority)
 
     def release(self, release: ReleaseRequest, now: datetime) -> None:
         """Give a lease back, or withdraw the job's request. Doing it twice is no error."""
+        self.version += 1
         if release.epoch == 0:
+            self.lobby.leave(release.job_id)
             self.queue = [
                 w
                 for w in self.queue
@@ -190,13 +238,17 @@ class Allocation:
         if lease is not None and lease.job_id == release.job_id:
             self._end(lease)
             self._learn(lease, release)
-        for node in list(self.nodes.values()):
-            if node.state == NodeState.DRAINING and not self._jobs_on(node.info.node_id):
-                self._set_state(node.info.node_id, NodeState.CORDONED, now)
+        draining = [n for n, node in self.nodes.items() if node.state == NodeState.DRAINING]
+        held = {node.node_id for lease in self.leases.values() for node in lease.nodes}
+        for node_id in draining:
+            if node_id not in held:
+                self._set_state(node_id, NodeState.CORDONED, now)
 
     def decide(self, now: datetime) -> tuple[list[Lease], list[tuple[Lease, LeaseRevoked]]]:
         """Grant what can be granted now, in order, and ask back what stands in the way."""
-        made = self._round(now).decide()
+        made = self.round(now).decide()
+        if made.grants or made.revocations:
+            self.version += 1
         asked_back = []
         for lease, reason in made.revocations:
             self.leases[lease.epoch] = lease.model_copy(update={"is_revoked": True})
@@ -214,21 +266,23 @@ class Allocation:
             InvalidInput: there is no such policy.
         """
         find_policy(config.policy)
+        self.version += 1
         self.config = config
 
-    def _round(self, now: datetime) -> Round:
+    def round(self, now: datetime) -> Round:
+        """One round of decisions over things as they are; making it changes nothing."""
         return Round(
-            self._usage(), list(self.leases.values()), self.queue, self.config, self.history, now
+            self.usage(), list(self.leases.values()), self.queue, self.config, self.history, now
         )
 
-    def _usage(self) -> Usage:
-        """Kept between rounds; made anew after a change of nodes."""
+    def usage(self) -> Usage:
+        """What is free. Kept between rounds; made anew after a change of nodes."""
         if self._used is None:
             self._used = Usage(self.nodes, self.leases.values())
         return self._used
 
     def _lease(self, grant: Grant, now: datetime) -> Lease:
-        request, usage = grant.waiting.request, self._usage()
+        request, usage = grant.waiting.request, self.usage()
         nodes = [self.nodes[node_id].info for node_id in sorted(grant.node_ids)]
         lease = Lease(
             epoch=self.next_epoch,
@@ -248,8 +302,12 @@ class Allocation:
         usage.take(lease)
         for info in nodes:
             known = self.history.get(info.node_id, NodeHistory())
-            recent = [d for d in known.affinity if d not in request.affinity] + request.affinity
-            self.history[info.node_id] = known.model_copy(update={"affinity": recent[-REMEMBERED:]})
+            inputs = [digest[:DIGEST_LENGTH] for digest in request.affinity]
+            before = [digest[:DIGEST_LENGTH] for digest in known.affinity]
+            recent = [digest for digest in before if digest not in inputs] + inputs
+            self.history[info.node_id] = known.model_copy(
+                update={"affinity": recent[-REMEMBERED_INPUTS:]}
+            )
         return lease
 
     def _end(self, lease: Lease) -> None:
@@ -269,67 +327,3 @@ class Allocation:
             known = self.history.get(node.node_id, NodeHistory())
             speed = known.speed + LEARNING_RATE * (best / release.step_s - known.speed)
             self.history[node.node_id] = known.model_copy(update={"speed": speed})
-
-    def _jobs_on(self, node_id: str) -> list[str]:
-        return sorted(
-            lease.job_id
-            for lease in self.leases.values()
-            if any(node.node_id == node_id for node in lease.nodes)
-        )
-
-    # --- looking ---
-
-    def status(self, now: datetime) -> ClusterStatus:
-        """The whole cluster, for people."""
-        usage = self._usage()
-        whole = {node_id: capacity(node.info) for node_id, node in self.nodes.items()}
-        waiting = {w.request.job_id: w for w in self.queue}
-        # What would be granted now waits for nothing but its turn in the workflow.
-        reasons = self._round(now).decide(explain=True).reasons
-        reasons |= {job: "is about to get nodes" for job in waiting if job not in reasons}
-        return ClusterStatus(
-            nodes=[
-                node.model_copy(
-                    update={
-                        "jobs": self._jobs_on(node_id),
-                        "ranks_used": whole[node_id].ranks - usage.free[node_id].ranks,
-                        "gpus_used": whole[node_id].gpus - usage.free[node_id].gpus,
-                        "speed": self.history.get(node_id, NodeHistory()).speed,
-                    }
-                )
-                for node_id, node in sorted(self.nodes.items())
-            ],
-            queue=[
-                QueuedRequest(
-                    job_id=job,
-                    project=waiting[job].request.project,
-                    priority=waiting[job].request.priority,
-                    position=position,
-                    nodes_wanted=waiting[job].request.resources.node_range.min,
-                    since=waiting[job].since,
-                    deadline=waiting[job].request.deadline,
-                    reason=reason,
-                )
-                for position, (job, reason) in enumerate(reasons.items(), 1)
-            ],
-            leases=list(self.leases.values()),
-            shares=self._shares(usage),
-            config=self.config,
-        )
-
-    def _shares(self, usage: Usage) -> list[ProjectShare]:
-        projects = {w.request.project for w in self.queue}
-        projects |= {lease.request.project for lease in self.leases.values() if lease.request}
-        return [self._share(project, usage) for project in sorted(projects)]
-
-    def _share(self, project: str, usage: Usage) -> ProjectShare:
-        amounts, nodes = usage.by_project.get(project, Holding())
-        return ProjectShare(
-            project=project,
-            dominant_share=usage.share(amounts),
-            weight=self.config.weights.get(project, 1.0),
-            nodes=nodes,
-            gpus=amounts.gpus,
-            ranks=amounts.ranks,
-            waiting=sum(w.request.project == project for w in self.queue),
-        )

@@ -8,6 +8,12 @@ from datetime import datetime
 
 from loomos.jobs.cluster import Forecast, Lease, LeaseRequest, ReleaseRequest
 from loomos.nexus.allocation import Allocation
+from loomos.nexus.usage import Waiting
+
+MOST_ROUNDS = 300
+"""Rounds that are played at most: the workflow that plays them decides nothing meanwhile."""
+MOST_WORK = 400_000
+"""Rounds times nodes and requests, likewise."""
 
 
 def forecast(cluster: Allocation, request: LeaseRequest, now: datetime) -> Forecast:
@@ -20,14 +26,18 @@ def forecast(cluster: Allocation, request: LeaseRequest, now: datetime) -> Forec
         cluster: as it is; it is not changed.
         request: who asks.
         now: the time.
+
+    Returns:
+        When it would start and end; unknown where that would take too long to find out.
     """
     future = Allocation.from_state(cluster.to_state())
     future.request(request, now)
     ends: list[tuple[datetime, int, Lease]] = []
     order = itertools.count()
+    rounds = min(MOST_ROUNDS, MOST_WORK // (1 + len(future.nodes) + len(future.queue)))
     for lease in future.leases.values():
         heapq.heappush(ends, (max(now, lease.ends_by or now), next(order), lease))
-    while True:
+    for _ in range(rounds):
         given, asked_back = future.decide(now)
         for lease in given:
             if lease.job_id == request.job_id:
@@ -37,9 +47,13 @@ def forecast(cluster: Allocation, request: LeaseRequest, now: datetime) -> Forec
         for lease, _ in asked_back:
             heapq.heappush(ends, (now, next(order), lease))
         if not ends:
-            reasons = {queued.job_id: queued.reason for queued in future.status(now).queue}
-            return Forecast(reason=reasons.get(request.job_id, ""))
+            made = future.round(now).decide(explain=True)
+            return Forecast(reason=made.reasons.get(request.job_id, ""))
         now, _, lease = heapq.heappop(ends)
         future.release(
             ReleaseRequest(job_id=lease.job_id, run_id=lease.run_id, epoch=lease.epoch), now
         )
+    why_never = cluster.round(now).why_never(Waiting(request, now))
+    if why_never is not None:
+        return Forecast(reason=why_never)
+    return Forecast(reason="too much waits to play the queue forward", is_unknown=True)

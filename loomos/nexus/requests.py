@@ -6,6 +6,7 @@ from datetime import datetime
 
 from loomos.jobs.cluster import LeaseRequest
 from loomos.jobs.training import Progress, ResolvedInputs, TrainingRunInput
+from loomos.nexus.usage import Waiting
 
 
 def training_request(
@@ -32,6 +33,19 @@ def training_request(
         deadline=spec.runtime.deadline,
         is_preemptible=spec.runtime.preemptible,
         affinity=[inputs.model.sha256, inputs.training.sha256] if inputs else [],
+    )
+
+
+def why_not_on(request: LeaseRequest, node_ids: list[str]) -> str:
+    """Why a job cannot run on these nodes alone, by their number; empty if it can."""
+    named = len(set(node_ids))
+    counts = Waiting(request, request.submitted_at).counts
+    if any(count <= named for count in counts):
+        return ""
+    fewest = counts[0] if counts else request.resources.node_range.min
+    return (
+        f"nodes: it needs at least {fewest} nodes and {named} "
+        f"{'is' if named == 1 else 'are'} named; name {fewest} or more"
     )
 
 

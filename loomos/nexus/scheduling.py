@@ -20,6 +20,8 @@ from loomos.nexus.ordering import in_order, is_starving
 from loomos.nexus.policies import WorkerStats, find_policy
 from loomos.nexus.usage import Holding, Usage, Waiting, taken
 
+DIGEST_LENGTH = 16
+"""Characters of a digest by which a node's earlier inputs are remembered."""
 BEHIND = "behind requests of higher priority or age"
 
 Free = dict[str, Amounts]
@@ -114,6 +116,10 @@ class Round:
         self._extend()
         self._grow()
         return self._made
+
+    def why_never(self, waiting: Waiting) -> str | None:
+        """Why the ready nodes could not serve a request even if they were all idle."""
+        return self._unservable(waiting)
 
     # --- one request ---
 
@@ -219,7 +225,8 @@ class Round:
         info, free = self._usage.ready[node_id], self._free[node_id]
         history = self._history.get(node_id) or NodeHistory()
         wanted = waiting.request.affinity
-        near = sum(digest in history.affinity for digest in wanted) / max(1, len(wanted))
+        had = {digest[:DIGEST_LENGTH] for digest in history.affinity}
+        near = sum(digest[:DIGEST_LENGTH] in had for digest in wanted) / max(1, len(wanted))
         stats = WorkerStats(
             node_id=node_id,
             available_resources=self._usage.available(node_id, free),

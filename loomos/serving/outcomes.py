@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from loomos.storage import Store
-from loomos.storage.chunks import ChunkWriter, Record, read_chunks
+from loomos.storage.chunks import Chunk, ChunkWriter, Record, read_chunks
 from loomos.storage.layout import outcomes_prefix, samples_prefix
 
 _GENERATION = 0
@@ -128,6 +128,14 @@ def read_new(store: Store, prefix: str, cursors: dict[str, str], limit: int = 20
             if len(found) >= limit:
                 return Batch(found, after)
     return Batch(found, after)
+
+
+def chunks_after(store: Store, prefix: str, cursors: dict[str, str]) -> Iterator[tuple[str, Chunk]]:
+    """Chunks below a prefix that come after the cursors, each with the server that wrote it."""
+    root = f"{prefix}g{_GENERATION:06d}/"
+    for writer in _writers(store, root):
+        for chunk in read_chunks(store, root + writer, cursors.get(writer, "")):
+            yield writer, chunk
 
 
 def _writers(store: Store, root: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from loomos.jobs.cluster import LeaseRequest, NodeCommand, NodeInfo, ReleaseRequ
 from loomos.jobs.states import NodeState
 from loomos.manifest import NodeRange, Resources
 from loomos.nexus.allocation import Allocation
+from loomos.nexus.overview import Overview
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -95,7 +96,7 @@ def test_small_jobs_do_not_starve_a_gang() -> None:
     ask(allocation, "gang", 1, nodes=2)
     ask(allocation, "small", 2)
     assert granted(allocation) == {}
-    assert [q.job_id for q in allocation.status(START).queue] == ["gang", "small"]
+    assert [q.job_id for q in Overview(allocation).status(START).queue] == ["gang", "small"]
 
 
 def test_a_request_that_no_node_can_serve_blocks_nobody() -> None:
@@ -103,7 +104,7 @@ def test_a_request_that_no_node_can_serve_blocks_nobody() -> None:
     ask(allocation, "impossible", resources=Resources(gpu_count=8, gpu_type="H100"), priority=1)
     ask(allocation, "possible", 1)
     assert granted(allocation) == {"possible": ["a"]}
-    (waiting,) = allocation.status(START).queue
+    (waiting,) = Overview(allocation).status(START).queue
     assert waiting.reason == (
         "needs 1 ready nodes with what it asks for; 0 of 1 known nodes have it"
     )
@@ -185,7 +186,7 @@ def test_the_state_survives_a_new_run() -> None:
     allocation.decide(START)[0]
     ask(allocation, "two", 1)
     again = Allocation.from_state(allocation.to_state())
-    assert again.status(START) == allocation.status(START)
+    assert Overview(again).status(START) == Overview(allocation).status(START)
     assert again.next_epoch == 2
 
 
@@ -218,7 +219,7 @@ def test_no_rank_is_ever_leased_twice(script: list[tuple[str, int, int, int]]) -
         else:
             allocation.register(node(f"n{who}", max_ranks=2, incarnation=str(second)), START)
         epochs += [lease.epoch for lease in allocation.decide(START)[0]]
-        for status in allocation.status(START).nodes:
+        for status in Overview(allocation).status(START).nodes:
             assert status.ranks_used <= status.info.max_ranks
             assert status.state != NodeState.LOST or not status.jobs
     assert epochs == sorted(set(epochs))

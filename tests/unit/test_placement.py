@@ -9,6 +9,7 @@ import pytest
 from loomos.errors import InvalidInput
 from loomos.jobs.cluster import LeaseRequest, ReleaseRequest, SchedulerConfig
 from loomos.nexus import policies
+from loomos.nexus.overview import Overview
 from loomos.nexus.policies import SchedulingPolicy, WorkerStats, find_policy
 from tests.unit.test_allocation import START, ask, cluster, give_back, node
 from tests.unit.test_scheduling import decide
@@ -43,7 +44,7 @@ def test_measured_steps_make_a_node_fast_or_slow() -> None:
             ReleaseRequest(job_id=name, run_id="r", epoch=lease.epoch, workload="w", step_s=step_s),
             START,
         )
-    speeds = {n.info.node_id: n.speed for n in allocation.status(START).nodes}
+    speeds = {n.info.node_id: n.speed for n in Overview(allocation).status(START).nodes}
     assert speeds == {"fast": 1.0, "slow": pytest.approx(0.85)}
     ask(allocation, "job")
     assert decide(allocation)[0] == {"job": ["fast"]}

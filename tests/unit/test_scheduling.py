@@ -15,6 +15,7 @@ from benchmarks.scheduler_sim import Job, Simulation, nodes
 from loomos.jobs.cluster import LeaseRequest, Quota, SchedulerConfig
 from loomos.manifest import NodeRange, Resources
 from loomos.nexus.allocation import Allocation
+from loomos.nexus.overview import Overview
 from tests.unit.test_allocation import START, ask, cluster, give_back, node
 
 MINUTE = timedelta(minutes=1)
@@ -30,7 +31,7 @@ def decide(allocation: Allocation, at_min: float = 0) -> tuple[dict[str, list[st
 
 
 def whys(allocation: Allocation) -> dict[str, str]:
-    return {queued.job_id: queued.reason for queued in allocation.status(START).queue}
+    return {queued.job_id: queued.reason for queued in Overview(allocation).status(START).queue}
 
 
 # --- order ---
@@ -58,7 +59,7 @@ def test_projects_share_by_weight() -> None:
         ask(allocation, f"b{number}", 100 + number, project="b")
     given, _ = decide(allocation)
     assert sum(job.startswith("b") for job in given) == 6
-    shares = {s.project: s.dominant_share for s in allocation.status(START).shares}
+    shares = {s.project: s.dominant_share for s in Overview(allocation).status(START).shares}
     assert shares == {"a": pytest.approx(3 / 9), "b": pytest.approx(6 / 9)}
 
 
@@ -71,7 +72,7 @@ def test_the_share_is_that_of_the_scarcest_resource() -> None:
         ask(allocation, f"c{number}", resources=Resources(cpu=3, memory_gb=1), project="c")
     given, _ = decide(allocation)
     assert sorted(given) == ["c0", "c1", "m0", "m1", "m2"]
-    shares = {s.project: s.dominant_share for s in allocation.status(START).shares}
+    shares = {s.project: s.dominant_share for s in Overview(allocation).status(START).shares}
     assert shares == {"m": pytest.approx(2 / 3), "c": pytest.approx(2 / 3)}
 
 
@@ -254,7 +255,7 @@ def test_backfill_never_delays_the_head(seed: int) -> None:
     class Watched(Simulation):
         def _decide(self) -> None:
             super()._decide()
-            for queued in self.cluster.status(self._at(self.now)).queue[:1]:
+            for queued in Overview(self.cluster).status(self._at(self.now)).queue[:1]:
                 _, known, at = queued.reason.partition("by estimate until ")
                 if known:
                     starts_at = (datetime.fromisoformat(at) - scheduler_sim.START).total_seconds()
@@ -414,8 +415,8 @@ def test_nothing_is_held_twice_whatever_happens(script: list[tuple[str, int, int
                 for device in devices:
                     assert (info.node_id, device) not in held
                     held.add((info.node_id, device))
-        status = allocation.status(now)
+        status = Overview(allocation).status(now)
         assert all(n.ranks_used <= n.info.max_ranks for n in status.nodes)
         assert [q.position for q in status.queue] == list(range(1, len(allocation.queue) + 1))
         again_made = Allocation.from_state(allocation.to_state())
-        assert again_made.status(now) == status
+        assert Overview(again_made).status(now) == status
