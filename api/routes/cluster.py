@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
 from api.context import Admin, Parts, Reader
 from api.problems import problem_responses
@@ -14,13 +14,14 @@ from loomos.jobs.states import NodeState
 
 router = APIRouter(prefix="/api/v1", tags=["cluster"])
 
+Cursor = Annotated[str, Query(max_length=300, description="`next_cursor` of a page.")]
 NodeId = Annotated[str, Path(min_length=1, max_length=253)]
 
 
 @router.get("/cluster/status", responses=problem_responses())
-async def cluster_status(parts: Parts, who: Reader) -> ClusterStatus:
-    """Nodes, leases and the queue."""
-    return await parts.cluster.status()
+async def cluster_status(parts: Parts, who: Reader, cursor: Cursor = "") -> ClusterStatus:
+    """Nodes, the queue and leases: one page, and `next_cursor` if there is more."""
+    return await parts.cluster.page(cursor)
 
 
 @router.get("/cluster/resources", responses=problem_responses())
@@ -37,7 +38,7 @@ async def cluster_resources(parts: Parts, who: Reader) -> ClusterResources:
         gpus_total=sum(len(node.info.gpus) for node in ready),
         cpu_total=sum(node.info.cpu_count for node in ready),
         memory_bytes_total=sum(node.info.memory_bytes for node in ready),
-        jobs_waiting=len(status.queue),
+        jobs_waiting=status.waiting_total + status.deferred,
     )
 
 

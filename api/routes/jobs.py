@@ -55,8 +55,14 @@ async def submit_job(
     who: Submitter,
     response: Response,
     idempotency_key: IdempotencyKey = None,
+    priority: Annotated[
+        int | None, Query(ge=1, le=5, description="Instead of the manifest's; 1 goes first.")
+    ] = None,
 ) -> Submitted:
     """Submit a manifest. With an `Idempotency-Key`, sending it again gives the same job."""
+    if priority is not None:
+        spec = manifest.spec.model_copy(update={"priority": priority})
+        manifest = manifest.model_copy(update={"spec": spec})
     submitted = await parts.workflows.submit(manifest, who.subject, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{submitted.job_id}"
     response.status_code = 201 if submitted.created else 200

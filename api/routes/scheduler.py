@@ -14,7 +14,7 @@ router = APIRouter(prefix="/api/v1/scheduler", tags=["scheduler"])
 @router.get("/config", responses=problem_responses())
 async def get_config(parts: Parts, who: Reader) -> SchedulerConfig:
     """The rules in force."""
-    return (await parts.cluster.status()).config
+    return (await parts.cluster.page()).config
 
 
 @router.put("/config", responses=problem_responses(400, 404))

@@ -21,6 +21,7 @@ def print_job(job: JobDetail) -> None:
         [
             ("job", job.job_id),
             ("state", job.current_stage),
+            ("asked for", job.asked),
             ("queue", f"number {job.queued.position}: {job.queued.reason}" if job.queued else None),
             ("progress", f"{job.progress:g} %"),
             ("step", f"{training.step} of {training.total_steps}" if training else None),

@@ -10,6 +10,7 @@ import typer
 
 from loomos.cli.job_progress import wait_for
 from loomos.cli.job_records import logs, metrics
+from loomos.cli.job_steering import Wait, steer
 from loomos.cli.job_view import print_job
 from loomos.cli.output import Format, Output, ago, call, chosen, print_table, show
 
@@ -36,6 +37,9 @@ def submit(
     param: Params = None,
     environment: Environment = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submit at most once.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=1, max=5, help="Instead of the manifest's; 1 goes first.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
     output: Output = None,
 ) -> None:
@@ -43,7 +47,9 @@ def submit(
     loaded = _load(manifest, param, environment)
 
     async def work(client: LoomOSClient) -> Submitted:
-        return await client.submit_job_from_manifest(loaded, idempotency_key=idempotency_key)
+        return await client.submit_job_from_manifest(
+            loaded, idempotency_key=idempotency_key, priority=priority
+        )
 
     submitted = call(work)
     if wait:
@@ -165,41 +171,43 @@ app.command()(metrics)
 
 
 @app.command()
-def cancel(job_id: JobId, output: Output = None) -> None:
+def cancel(job_id: JobId, wait: Wait = False, output: Output = None) -> None:
     """Stop a job for good; its ranks get time for a last checkpoint."""
-    _steer("cancel_job", job_id, output)
+    steer("cancel_job", job_id, output, wait=wait)
 
 
 @app.command()
-def pause(job_id: JobId, output: Output = None) -> None:
+def pause(job_id: JobId, wait: Wait = False, output: Output = None) -> None:
     """Checkpoint a job and give its nodes back."""
-    _steer("pause_job", job_id, output)
+    steer("pause_job", job_id, output, wait=wait)
 
 
 @app.command()
-def resume(job_id: JobId, output: Output = None) -> None:
+def resume(job_id: JobId, wait: Wait = False, output: Output = None) -> None:
     """Let a paused job go on."""
-    _steer("resume_job", job_id, output)
+    steer("resume_job", job_id, output, wait=wait)
 
 
 @app.command()
 def restart(
     job_id: JobId,
     from_scratch: Annotated[bool, typer.Option(help="Ignore its checkpoints.")] = False,
+    wait: Wait = False,
     output: Output = None,
 ) -> None:
     """Start a new attempt, or run a job again that has ended."""
-    _steer("restart_job", job_id, output, from_scratch=from_scratch)
+    steer("restart_job", job_id, output, wait=wait, from_scratch=from_scratch)
 
 
 @app.command()
 def migrate(
     job_id: JobId,
     to: Annotated[list[str], typer.Option("--to", help="Node to move to; may be repeated.")],
+    wait: Wait = False,
     output: Output = None,
 ) -> None:
     """Move a running job to other nodes: it checkpoints and goes on there."""
-    _steer("migrate_job", job_id, output, nodes=to)
+    steer("migrate_job", job_id, output, wait=wait, nodes=to)
 
 
 @app.command()
@@ -211,7 +219,7 @@ def change(
 ) -> None:
     """Change priority or labels of a job that lives."""
     labels = _pairs(label, "--label") if label else None
-    _steer("change_job", job_id, output, priority=priority, labels=labels)
+    steer("change_job", job_id, output, priority=priority, labels=labels)
 
 
 @app.command()
@@ -268,12 +276,3 @@ def _typed(params: dict[str, str]) -> dict[str, Any]:
     from loomos.manifest import read_scalar
 
     return {name: read_scalar(value) for name, value in params.items()}
-
-
-def _steer(method: str, job_id: str, output: Format | None, **options: Any) -> None:
-    async def work(client: LoomOSClient) -> JobDetail:
-        found: JobDetail = await getattr(client, method)(job_id, **options)
-        return found
-
-    job = call(work)
-    show(job, output, lambda: print(f"job {job.job_id}: {job.current_stage}"))

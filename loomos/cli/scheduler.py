@@ -29,13 +29,17 @@ def status(output: Output = None) -> None:
 
 
 def _print(found: ClusterStatus) -> None:
-    config = found.config
-    ready = [node for node in found.nodes if node.state == "READY"]
+    from loomos.jobs.states import NodeState
+
+    config, audit = found.config, found.audit
+    ready = [node for node in found.nodes if node.state == NodeState.READY]
     print_facts(
         [
             ("policy", config.policy),
             ("nodes", f"{sum(bool(n.jobs) for n in ready)} of {len(ready)} ready ones in use"),
             ("waiting", str(len(found.queue))),
+            ("waiting for admission", str(found.deferred) if found.deferred else None),
+            ("audit", f"failed {audit.failures} times: {audit.error}" if audit.error else None),
             ("standing by", str(config.standby_nodes) if config.standby_nodes else None),
             ("preemption", None if config.preemption else "off"),
             ("backfill", None if config.backfill_depth else "off"),

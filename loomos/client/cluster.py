@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 from temporalio.client import Client
 
 from loomos.client.answers import answered
 from loomos.client.models import NodeLoad, WorkerDetail
-from loomos.errors import NotFound
+from loomos.errors import InvalidInput, NotFound
 from loomos.jobs.cluster import (
     AdviceList,
     ClusterStatus,
     Forecast,
     LeaseRequest,
     NodeCommand,
+    Place,
+    QueuedRequest,
     SchedulerConfig,
+    StatusQuery,
 )
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID
+
+_CURSOR = re.compile(r"nodes:.{0,253}|(?:queue|leases):[0-9]{0,18}")
 
 
 class ClusterClient:
@@ -26,11 +33,43 @@ class ClusterClient:
         self._handle = client.get_workflow_handle(CLUSTER_WORKFLOW_ID)
 
     async def status(self) -> ClusterStatus:
-        """Nodes, queue and leases; an empty cluster if no node has ever registered."""
+        """All nodes, queue and leases, however many pages that is."""
+        found = await self.page()
+        while found.next_cursor:
+            found = found.joined(await self.page(found.next_cursor))
+        return found
+
+    async def page(self, cursor: str = "") -> ClusterStatus:
+        """One page of nodes, queue and leases; an empty one if no node has ever registered.
+
+        Args:
+            cursor: `next_cursor` of the page before; empty for the first.
+
+        Raises:
+            InvalidInput: the cursor is not one that a page gave.
+        """
+        if cursor and not _CURSOR.fullmatch(cursor):
+            raise InvalidInput("cursor: not one that a page gave")
+        query = StatusQuery(cursor=cursor)
         try:
-            return await answered(self._handle.query("status", result_type=ClusterStatus))
+            return await answered(self._handle.query("status", query, result_type=ClusterStatus))
         except NotFound:
             return ClusterStatus()
+
+    async def place_of(self, job_id: str) -> QueuedRequest | None:
+        """A job's place in the queue and why it waits; None if it does not wait for nodes."""
+        try:
+            found = await answered(self._handle.query("place_of", job_id, result_type=Place))
+        except NotFound:
+            return None
+        return found.queued
+
+    async def why_never(self, request: LeaseRequest) -> str:
+        """Why the ready nodes could not serve a request even if all were idle; empty if so."""
+        try:
+            return await answered(self._handle.query("why_never", request, result_type=str))
+        except NotFound:
+            return "there are no nodes yet"
 
     async def command_node(self, command: NodeCommand) -> ClusterStatus:
         """Cordon, uncordon, drain or remove a node."""

@@ -104,13 +104,29 @@ class LoomOSClient(Transport):
         return await self.submit_job_from_manifest(manifest, idempotency_key=idempotency_key)
 
     async def submit_job_from_manifest(
-        self, manifest: JobManifest, *, idempotency_key: str | None = None
+        self,
+        manifest: JobManifest,
+        *,
+        idempotency_key: str | None = None,
+        priority: int | None = None,
     ) -> Submitted:
         """Check a manifest here, then submit it.
 
-        A key is made up if none is given, so that a retry after a lost answer submits once.
+        Args:
+            manifest: what to do.
+            idempotency_key: the same key and manifest give the same job, once. One is made up if
+                none is given, so that a retry after a lost answer submits once.
+            priority: instead of the manifest's; 1 is served first, 5 last.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            InvalidManifest: with every error.
         """
         body = manifest.job.model_dump(mode="json", exclude_unset=True)
+        if priority is not None:
+            body["spec"]["priority"] = priority
         key = idempotency_key or _fresh_key()
         return await self.call(
             "POST", "/jobs", Submitted, json=body, headers={"Idempotency-Key": key}
@@ -249,8 +265,13 @@ class LoomOSClient(Transport):
     # --- cluster ---
 
     async def get_cluster_status(self) -> ClusterStatus:
-        """Nodes, leases and the queue."""
-        return await self.call("GET", "/cluster/status", ClusterStatus)
+        """All nodes, leases and the queue, however many pages that is."""
+        found = await self.call("GET", "/cluster/status", ClusterStatus)
+        while found.next_cursor:
+            params = {"cursor": found.next_cursor}
+            more = await self.call("GET", "/cluster/status", ClusterStatus, params=params)
+            found = found.joined(more)
+        return found
 
     async def get_available_resources(self) -> ClusterResources:
         """What the ready nodes have, and what of it is in use."""

@@ -70,6 +70,8 @@ class JobDetail(JobSummary):
     """What happened, oldest first."""
     published: ModelVersion | None = None
     """Model version, once published."""
+    asked: str | None = None
+    """What was asked of it and is not done yet: pause, restart, migrate or cancel."""
     queued: QueuedRequest | None = None
     """Its place in the queue and what it waits for, while it waits for nodes."""
     spec: dict[str, Any]

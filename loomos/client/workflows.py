@@ -16,9 +16,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from pydantic import ValidationError
+from temporalio.api.common.v1 import Priority as PriorityProto
 from temporalio.api.common.v1 import WorkflowExecution as ExecutionId
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.api.workflow.v1 import WorkflowExecutionOptions
+from temporalio.api.workflowservice.v1 import (
+    DeleteWorkflowExecutionRequest,
+    UpdateWorkflowExecutionOptionsRequest,
+)
 from temporalio.client import (
     Client,
     WorkflowExecution,
@@ -45,13 +51,20 @@ from loomos.client.models import (
     JobSummary,
     Submitted,
 )
-from loomos.errors import Conflict, InvalidInput, NotFound, Unavailable
+from loomos.errors import Conflict, InvalidInput, LoomOSError, NotFound, Unavailable
 from loomos.jobs.cluster import QueuedRequest
 from loomos.jobs.names import CONTROL_QUEUE, JOB_KIND, label_list
 from loomos.jobs.states import JobState
-from loomos.jobs.training import JobStatus, JobUpdate, MigrateRequest, Progress, TrainingRunInput
+from loomos.jobs.training import (
+    AttemptSummary,
+    JobStatus,
+    JobUpdate,
+    MigrateRequest,
+    Progress,
+    TrainingRunInput,
+)
 from loomos.manifest import TrainingJob
-from loomos.nexus.requests import training_request
+from loomos.nexus.requests import training_request, why_not_on
 from loomos.search_attributes import KIND, LABELS, MODEL, NAME, OWNER, PRIORITY, PROJECT, STATE
 from loomos.settings import TemporalSettings
 
@@ -137,6 +150,8 @@ class WorkflowClient:
         if deadline is None:
             return
         found = await self.cluster.forecast(training_request(run, datetime.now(UTC)))
+        if found.is_unknown:
+            return
         if found.ends_at is None:
             raise Conflict(
                 f"spec.runtime.deadline: it cannot be met, for the job {found.reason}; leave the "
@@ -249,7 +264,8 @@ class WorkflowClient:
             progress=percent,
             current_stage=f"{summary.state}: {status.message}",
             training=training,
-            attempts=status.attempts,
+            attempts=[_settled(attempt, summary.state) for attempt in status.attempts],
+            asked=_asked(description, status),
             timeline=status.timeline,
             published=status.model,
             queued=await self._queued(job_id, summary.state),
@@ -261,8 +277,7 @@ class WorkflowClient:
         """Its place in the queue, if it is in it."""
         if state not in (JobState.QUEUED, JobState.RECOVERING):
             return None
-        queue = (await self.cluster.status()).queue
-        return next((request for request in queue if request.job_id == job_id), None)
+        return await self.cluster.place_of(job_id)
 
     async def cancel_job(self, job_id: str) -> None:
         """Ask a job to stop; its ranks checkpoint and end. A finished job is a `Conflict`."""
@@ -284,16 +299,42 @@ class WorkflowClient:
 
         Raises:
             NotFound: one of the nodes is unknown.
+            Conflict: the job cannot run on these nodes, however long it waits.
         """
         known = {node.info.node_id for node in (await self.cluster.status()).nodes}
         for node_id in node_ids:
             if node_id not in known:
                 raise NotFound(f"no node {node_id!r}; known: {', '.join(sorted(known)) or 'none'}")
+        run = await self._input(job_id)
+        request = training_request(run, datetime.now(UTC)).model_copy(update={"node_ids": node_ids})
+        reason = why_not_on(request, node_ids) or await self.cluster.why_never(request)
+        if reason:
+            raise Conflict(f"job {job_id} cannot run on {', '.join(node_ids)}: {reason}")
         return await self._update(job_id, "migrate", MigrateRequest(node_ids=node_ids))
 
     async def change_job(self, job_id: str, change: JobUpdate) -> JobStatus:
-        """Change labels or priority of a job that lives."""
-        return await self._update(job_id, "change", change)
+        """Change labels or priority of a job that lives; Temporal's own priority follows."""
+        status = await self._update(job_id, "change", change)
+        if change.priority is not None:
+            with contextlib.suppress(LoomOSError):  # it only orders the workflow's own tasks
+                await self._prioritise(job_id, change.priority)
+        return status
+
+    async def _prioritise(self, job_id: str, priority: int) -> None:
+        description = await self._described(job_id)
+        project = description.typed_search_attributes.get(PROJECT) or "default"
+        await answered(
+            self._client.workflow_service.update_workflow_execution_options(
+                UpdateWorkflowExecutionOptionsRequest(
+                    namespace=self._client.namespace,
+                    workflow_execution=ExecutionId(workflow_id=job_id),
+                    workflow_execution_options=WorkflowExecutionOptions(
+                        priority=PriorityProto(priority_key=priority, fairness_key=project)
+                    ),
+                    update_mask=FieldMask(paths=["priority"]),
+                )
+            )
+        )
 
     async def restart_job(self, job_id: str, *, from_scratch: bool = False) -> None:
         """Start a new attempt of a job that runs, or run a job again that has ended.
@@ -403,6 +444,22 @@ class WorkflowClient:
             )
         except Conflict as error:
             raise Conflict(f"job {job_id}: {error}") from None
+
+
+def _settled(attempt: AttemptSummary, state: JobState) -> AttemptSummary:
+    """An attempt of a job that has ended does not run, though nobody may have said so."""
+    if state.is_final and attempt.outcome == "running":
+        return attempt.model_copy(update={"outcome": f"ended with the job: {state}"})
+    return attempt
+
+
+def _asked(description: WorkflowExecutionDescription, status: JobStatus) -> str | None:
+    """What was asked of a job that lives and is not done yet."""
+    if description.status != WorkflowExecutionStatus.RUNNING:
+        return None
+    if description.raw_description.workflow_extended_info.cancel_requested:
+        return "cancel"
+    return status.asked or None
 
 
 def _state_query(state: JobState) -> str:

@@ -282,6 +282,17 @@ class ClusterStatus(Message):
     next_cursor: str | None = None
     """Give it as `cursor` for what this answer had no room for; null if that was all."""
 
+    def joined(self, more: ClusterStatus) -> ClusterStatus:
+        """This page and the one after it, put together."""
+        return more.model_copy(
+            update={
+                "nodes": [*self.nodes, *more.nodes],
+                "queue": [*self.queue, *more.queue],
+                "leases": [*self.leases, *more.leases],
+                "shares": self.shares,
+            }
+        )
+
 
 class StatusQuery(Message):
     """Ask for one page of the cluster's status."""
