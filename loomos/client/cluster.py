@@ -59,7 +59,7 @@ class ClusterClient:
     async def place_of(self, job_id: str) -> QueuedRequest | None:
         """A job's place in the queue and why it waits; None if it does not wait for nodes."""
         try:
-            found = await answered(self._handle.query("place_of", job_id, result_type=Place))
+            found: Place = await answered(self._handle.query("place_of", job_id, result_type=Place))
         except NotFound:
             return None
         return found.queued

@@ -9,7 +9,7 @@ from loomos.jobs.cluster import Advice, LeaseRequest
 from loomos.manifest import NodeRange
 from loomos.nexus.allocation import Allocation
 
-MOST_TRIED = 100_000
+MOST_TRIED = 10_000
 """Rounds tried times nodes and requests: the workflow that tries decides nothing meanwhile."""
 
 

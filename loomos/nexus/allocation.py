@@ -195,7 +195,7 @@ class Allocation:
         limit, turned_away = self.config.queue_limit, []
         while len(self.queue) > limit:
             last = farthest(self.queue, self.config, now)
-            self.queue.remove(last)
+            self.queue = [waiting for waiting in self.queue if waiting is not last]
             turned_away.append(self.lobby.enter(last, limit, now))
         return turned_away
 

@@ -12,7 +12,7 @@ from loomos.nexus.usage import Waiting
 
 MOST_ROUNDS = 300
 """Rounds that are played at most: the workflow that plays them decides nothing meanwhile."""
-MOST_WORK = 400_000
+MOST_WORK = 30_000
 """Rounds times nodes and requests, likewise."""
 
 

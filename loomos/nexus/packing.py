@@ -8,12 +8,14 @@ much is what can be learned again.
 from __future__ import annotations
 
 import base64
-import lzma
+import zlib
 
 from loomos.jobs.cluster import ClusterState
 
 MOST_BYTES = 900_000
 """Of a packed state."""
+LEVEL = 3
+"""Of compression: the workflow waits for it."""
 
 
 def pack(state: ClusterState) -> ClusterState:
@@ -33,9 +35,9 @@ def unpack(state: ClusterState) -> ClusterState:
     """What `pack` was given."""
     if not state.packed:
         return state
-    return ClusterState.model_validate_json(lzma.decompress(base64.b85decode(state.packed)))
+    return ClusterState.model_validate_json(zlib.decompress(base64.b85decode(state.packed)))
 
 
 def _compressed(state: ClusterState) -> str:
     content = state.model_dump_json(exclude_defaults=True).encode()
-    return base64.b85encode(lzma.compress(content, preset=1)).decode()
+    return base64.b85encode(zlib.compress(content, LEVEL)).decode()
