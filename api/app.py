@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from api import problems
 from api.context import Gateway
+from api.openai_face import create_openai_app
 from api.routes import (
     campaigns,
     cluster,
@@ -105,6 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         serving,
     ):
         app.include_router(routes.router)
+    app.mount("/v1", create_openai_app(app.state))
     return app
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import httpx
 from fastapi import APIRouter, Path, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from api.context import Gateway, Parts, Reader, Submitter
 from api.problems import problem_responses
@@ -27,8 +25,6 @@ from loomos.serving.table import read_route
 router = APIRouter(tags=["serving"])
 
 EndpointName = Annotated[str, Path(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-PASSED_ON = ("content-type", "authorization", "x-loomos-user", "accept")
-PASSED_BACK = ("content-type", "retry-after", "x-loomos-version", "www-authenticate")
 TIMEOUT = httpx.Timeout(600.0, connect=2.0)
 
 
@@ -108,7 +104,12 @@ async def ask(
     content |= {"messages": body.input["messages"]} if is_chat else {"prompt": body.input["text"]}
     path = "/v1/chat/completions" if is_chat else "/v1/completions"
     headers = {"Authorization": request.headers.get("Authorization", "")}
-    answer = await _send(request, parts, endpoint, "POST", path, json=content, headers=headers)
+    try:
+        encoded = json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError:  # lone surrogates, or numbers beyond all floats
+        raise InvalidInput("input: send valid Unicode and finite numbers") from None
+    headers["Content-Type"] = "application/json"
+    answer = await send(request, parts, endpoint, "POST", path, content=encoded, headers=headers)
     await answer.aread()
     if answer.status_code >= 400:
         raise _refused(answer)
@@ -137,69 +138,7 @@ def _refused(answer: httpx.Response) -> LoomOSError:
     return kinds.get(answer.status_code, InvalidInput)(message)
 
 
-@router.get("/v1/models", include_in_schema=False)
-async def openai_models(parts: Parts, who: Reader) -> dict[str, Any]:
-    """Endpoints, in OpenAI's form."""
-    names = await parts.delivery.endpoint_names()
-    data = [{"id": n, "object": "model", "created": 0, "owned_by": "loomos"} for n in names]
-    return {"object": "list", "data": data}
-
-
-@router.api_route(
-    "/v1/{path:path}", methods=["GET", "POST"], include_in_schema=False, response_model=None
-)
-async def openai(path: str, request: Request, parts: Parts, who: Reader) -> Response:
-    """Pass a request in OpenAI's form on to a server that holds the model."""
-    body = await request.body()
-    endpoint = _model_of(path, body)
-    headers = {k: v for k, v in request.headers.items() if k.lower() in PASSED_ON}
-    try:
-        answer = await _send(
-            request,
-            parts,
-            endpoint,
-            request.method,
-            f"/v1/{path}",
-            content=body,
-            headers=headers,
-        )
-    except LoomOSError as error:
-        return _openai_error(error)
-    kept = {k: v for k, v in answer.headers.items() if k.lower() in PASSED_BACK}
-
-    async def pieces() -> AsyncIterator[bytes]:
-        try:
-            async for piece in answer.aiter_raw():
-                yield piece
-        finally:
-            await answer.aclose()
-
-    return StreamingResponse(pieces(), status_code=answer.status_code, headers=kept)
-
-
-def _model_of(path: str, body: bytes) -> str:
-    """The endpoint that a request names; empty if it names none."""
-    if path.startswith("models/"):
-        return path.removeprefix("models/")
-    try:
-        content = json.loads(body or b"{}")
-    except ValueError:
-        return ""
-    model = content.get("model", "") if isinstance(content, dict) else ""
-    return str(model).partition("@")[0]
-
-
-def _openai_error(error: LoomOSError) -> JSONResponse:
-    body = {"message": str(error), "type": "server_error", "param": None, "code": None}
-    if error.status < 500:
-        body["type"] = "invalid_request_error"
-    if isinstance(error, NotFound):
-        body |= {"param": "model", "code": "model_not_found"}
-    headers = {"Retry-After": "1"} if error.retryable else {}
-    return JSONResponse({"error": body}, status_code=error.status, headers=headers)
-
-
-async def _send(
+async def send(
     request: Request, parts: Gateway, endpoint: str, method: str, path: str, **options: Any
 ) -> httpx.Response:
     """Send to the server with the shortest queue; if it cannot be reached, to the next.

@@ -76,6 +76,11 @@ class AdapterBank:
         self.rows: Tensor | None = None
         """Slot of each row of the batch at hand; None if all are the base."""
 
+    @property
+    def slots(self) -> int:
+        """Slots there are, those that are free included; 0 is the base."""
+        return self._slots
+
     def select(self, slots: list[int]) -> None:
         """Choose the adapter of each row of the next forward pass."""
         self.rows = None if not any(slots) else torch.tensor(slots)

@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from jinja2 import TemplateError
+from starlette.requests import ClientDisconnect
 
 from loomos.errors import LoomOSError, NotFound, Unavailable
 from loomos.security.tokens import verify
+from loomos.serving import api_errors
+from loomos.serving.api_errors import ApiError, body_of
 from loomos.serving.chat import chat_prompt, turn_ends
 from loomos.serving.noting import Choice, Generation
 from loomos.serving.protocol import (
     DONE,
-    ApiError,
     ChatRequest,
     CompletionRequest,
     FeedbackRequest,
     event,
-    invalid_request,
 )
 from loomos.serving.rows import Piece, Sampling
 from loomos.serving.service import Service
@@ -31,8 +32,14 @@ from loomos.serving.service import Service
 DEFAULT_CHAT_TOKENS, DEFAULT_COMPLETION_TOKENS = 256, 16
 """Tokens when a request names no limit; OpenAI's default for completions is 16 too."""
 
+LONG_TEXT = 10_000
+"""Characters above which a text is made into tokens in a thread: others are answered meanwhile."""
+STALLED_S = 60.0
+"""How long a client may take to read what a stream has; then the stream ends."""
+
 router = APIRouter()
 
+T = TypeVar("T")
 BodyT = TypeVar("BodyT", ChatRequest, CompletionRequest)
 
 
@@ -46,14 +53,7 @@ def create_app(service: Service, signing_key: str | None) -> FastAPI:
     app = FastAPI(title="LoomOS serving", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service, app.state.signing_key = service, signing_key
     app.include_router(router)
-
-    @app.exception_handler(ApiError)
-    async def refused(request: Request, error: ApiError) -> JSONResponse:
-        return error.response()
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return invalid_request(list(error.errors())).response()
+    api_errors.install(app)
 
     @app.exception_handler(LoomOSError)
     async def failed(request: Request, error: LoomOSError) -> JSONResponse:
@@ -121,15 +121,20 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "loomos"}
 
 
+Feedback = Annotated[FeedbackRequest, Depends(body_of(FeedbackRequest))]
+Chat = Annotated[ChatRequest, Depends(body_of(ChatRequest))]
+Completion = Annotated[CompletionRequest, Depends(body_of(CompletionRequest))]
+
+
 @router.post("/v1/feedback", dependencies=[Allowed], status_code=202)
-async def feedback(body: FeedbackRequest, service: Serving) -> dict[str, str]:
+async def feedback(body: Feedback, service: Serving) -> dict[str, str]:
     """A thumb up or down for an answer."""
     service.notes.feedback(body, service.endpoints())
     return {"status": "accepted"}
 
 
 @router.post("/v1/chat/completions", dependencies=[Allowed])
-async def chat(body: ChatRequest, request: Request, service: Serving) -> Response:
+async def chat(body: Chat, request: Request, service: Serving) -> Response:
     """Answer a conversation."""
     body.refuse_unsupported()
     choice = service.choose(body.model, _sticky(body, request))
@@ -137,26 +142,38 @@ async def chat(body: ChatRequest, request: Request, service: Serving) -> Respons
         return await _pass_on(service, choice, "/chat/completions", body, request)
     tokenizer = choice.hosted.engine.tokenizer
     turns = [{"role": turn.role, "content": turn.text()} for turn in body.messages]
-    prompt = chat_prompt(tokenizer, turns)
+    length = sum(len(turn["content"]) for turn in turns)
+    try:
+        prompt = await _made(length, lambda: chat_prompt(tokenizer, turns))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ApiError(
+            400, f"messages: the model's chat template refuses them: {error}", param="messages"
+        ) from None
     samplings = _samplings(body, choice, DEFAULT_CHAT_TOKENS, [prompt])
     stop_ids = turn_ends(tokenizer)
     return await _answer(service, choice, body, request, [prompt], samplings, stop_ids)
 
 
 @router.post("/v1/completions", dependencies=[Allowed])
-async def complete(body: CompletionRequest, request: Request, service: Serving) -> Response:
+async def complete(body: Completion, request: Request, service: Serving) -> Response:
     """Continue a text."""
     body.refuse_unsupported()
     choice = service.choose(body.model, _sticky(body, request))
     if choice.hosted is None:
         return await _pass_on(service, choice, "/completions", body, request)
     tokenizer = choice.hosted.engine.tokenizer
-    prompts = [
-        tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-        for prompt in body.prompts()
-    ]
+    asked = body.prompts()
+    prompts = await _made(
+        sum(len(prompt) for prompt in asked if isinstance(prompt, str)),
+        lambda: [tokenizer(p)["input_ids"] if isinstance(p, str) else p for p in asked],
+    )
     samplings = _samplings(body, choice, DEFAULT_COMPLETION_TOKENS, prompts)
     return await _answer(service, choice, body, request, prompts, samplings, frozenset())
+
+
+async def _made(length: int, make: Callable[[], list[T]]) -> list[T]:
+    """Make tokens of texts that have this many characters together."""
+    return await asyncio.to_thread(make) if length > LONG_TEXT else make()
 
 
 def _sticky(body: ChatRequest | CompletionRequest, request: Request) -> str | None:
@@ -185,14 +202,15 @@ async def _answer(
     samplings: list[Sampling],
     stop_ids: frozenset[int],
 ) -> Response:
+    answers = len(prompts) * len(samplings)
     if body.stream:
         with contextlib.ExitStack() as held:
-            held.enter_context(service.admitted(choice))
+            held.enter_context(service.admitted(choice, answers))
             generation = service.start(choice, prompts, samplings, stop_ids, is_streamed=True)
             held.callback(generation.cancel)
             response: Response = _Stream(_stream(service, generation, body), held.pop_all())
     else:
-        with service.admitted(choice):
+        with service.admitted(choice, answers):
             generation = service.start(choice, prompts, samplings, stop_ids)
             await _unless_gone(request, service.finish(generation), generation)
         response = JSONResponse(_whole(generation, body))
@@ -203,15 +221,22 @@ async def _answer(
 
 
 class _Stream(StreamingResponse):
-    """Server-sent events that let go of what they hold however they end, even before the first."""
+    """Server-sent events that let go of what they hold however they end, even before the first.
+
+    Who stops reading does not hold a place, and a version, for ever.
+    """
 
     def __init__(self, chunks: AsyncIterator[str], held: contextlib.ExitStack) -> None:
         super().__init__(chunks, media_type="text/event-stream")
         self._held = held
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        with self._held:
-            await super().__call__(scope, receive, send)
+        async def send_in_time(message: Any) -> None:
+            async with asyncio.timeout(STALLED_S):
+                await send(message)
+
+        with self._held, contextlib.suppress(TimeoutError, ClientDisconnect):
+            await super().__call__(scope, receive, send_in_time)
 
 
 async def _unless_gone(request: Request, work: Any, generation: Generation) -> None:

@@ -3,11 +3,15 @@
 Scheduling is per token (Orca, OSDI 2022): between two tokens finished rows leave the batch and
 waiting requests join it, after one prefill for all that join together. Rows are padded on the
 left; a row's adapter goes along as a slot. Only the engine's thread touches the model.
+
+A row's fault stays its own: what cannot be read is refused before it joins, and when a forward pass
+over several rows fails, each of them goes on alone, so that only the one that fails again ends.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 import time
 from collections import deque
@@ -20,11 +24,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from loomos.errors import Unavailable
+from loomos.errors import InvalidInput, Unavailable
 from loomos.serving.adapters import AdapterBank
 from loomos.serving.batch import Batch
 from loomos.serving.rows import Piece, Row, choose_tokens
 from loomos.serving.text import TextStream, WholeText
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -41,6 +47,7 @@ class Engine:
         max_batch: most rows at once.
         batch_wait_s: how long the first request of an idle engine waits for company.
         on_step: called on the engine's thread when all that a token brought has been delivered.
+        on_crash: called on the engine's thread when it can serve no more, and all have heard.
     """
 
     def __init__(
@@ -51,12 +58,14 @@ class Engine:
         max_batch: int = 16,
         batch_wait_s: float = 0.003,
         on_step: Callable[[], None] = lambda: None,
+        on_crash: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.bank = AdapterBank(model)
         self.max_batch, self.batch_wait_s = max_batch, batch_wait_s
-        self._on_step = on_step
+        self._on_step, self._on_crash = on_step, on_crash
         self.is_alive = True
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self.context_length = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
         self.end_ids = _end_ids(model, tokenizer)
         self._takes_last_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -65,6 +74,7 @@ class Engine:
         self._wake = threading.Condition()
         self._closed = False
         self._batch: Batch | None = None
+        self._joining: list[Row] = []
         self._step_s = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -81,11 +91,28 @@ class Engine:
         return len(batch.rows) if batch else 0
 
     def submit(self, row: Row) -> None:
-        """Queue a request.
+        """Queue a request; one that cannot be answered hears so by its last piece.
 
         Raises:
-            Unavailable: the engine is closed.
+            Unavailable: the engine is closed, or has failed for good.
         """
+        try:
+            self._prepare(row)
+        except Exception as error:
+            row.fail(error)
+            return
+        with self._wake:
+            if self._closed:
+                raise Unavailable("the model is being unloaded; try again")
+            self._waiting.append(row)
+            self._wake.notify()
+
+    def _prepare(self, row: Row) -> None:
+        """Make what the row needs; raises if it has what the model cannot read."""
+        if not row.prompt or not all(0 <= token < self.vocabulary for token in row.prompt):
+            raise InvalidInput(f"prompt: give token ids from 0 to {self.vocabulary - 1}")
+        if not 0 <= row.slot < self.bank.slots:
+            raise InvalidInput(f"slot: there is no adapter {row.slot}")
         if row.is_streamed or row.sampling.stop:
             row.text = TextStream(self.tokenizer, row.sampling.stop)
         else:
@@ -94,11 +121,6 @@ class Engine:
             row.generator = torch.Generator()
             seed = row.sampling.seed
             row.generator.manual_seed(seed) if seed is not None else row.generator.seed()
-        with self._wake:
-            if self._closed:
-                raise Unavailable("the model is being unloaded; try again")
-            self._waiting.append(row)
-            self._wake.notify()
 
     def load_adapter(self, folder: Path) -> int:
         """Load a LoRA adapter between two tokens; returns its slot.
@@ -130,16 +152,31 @@ class Engine:
     # --- the engine's thread ---
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while self._await_work():
-                self._run_commands()
-                try:
+        try:
+            with torch.inference_mode():
+                while self._await_work():
+                    self._run_commands()
                     self._admit()
                     if self._batch is not None:
                         self._step(self._batch)
-                except Exception as error:  # the model failed: every row of the batch hears of it
-                    self._fail(error)
-                self._on_step()
+                    self._on_step()
+        except BaseException as error:
+            self._crash(error)
+
+    def _crash(self, error: BaseException) -> None:
+        """Nothing more can be served: everyone who waits hears of it."""
+        log.error("the engine has failed", exc_info=error)
+        with self._wake:
+            self._closed, self.is_alive = True, False
+            rows, commands = [*self._joining, *self._waiting], list(self._commands)
+            self._waiting.clear()
+            self._commands.clear()
+        for row in rows + (self._batch.rows if self._batch else []):
+            row.fail(error)
+        self._batch = None
+        for _, future in commands:
+            future.set_exception(Unavailable(f"the engine has failed: {error}"))
+        self._on_crash()
 
     def _await_work(self) -> bool:
         """Sleep until there is something to do; false when closed and done."""
@@ -166,42 +203,66 @@ class Engine:
             except Exception as error:
                 future.set_exception(error)
 
-    def _fail(self, error: Exception) -> None:
-        rows, self._batch = (self._batch.rows if self._batch else []), None
-        for row in rows:
-            row.deliver(Piece(text="", finish_reason="error", error=str(error) or repr(error)))
-
     def _admit(self) -> None:
         """Let waiting requests join, all by one forward pass over their prompts."""
-        batch = self._batch
-        if batch is not None and not self._is_worth_joining(batch):
+        if self._batch is not None and not self._is_worth_joining(self._batch):
             return
         joining: list[Row] = []
         with self._wake:
             while self._waiting and self.active + len(joining) < self.max_batch:
                 row = self._waiting.popleft()
                 if row.is_cancelled:
-                    row.deliver(Piece(text="", finish_reason="cancelled"))
+                    row.say(Piece(text="", finish_reason="cancelled", tokens=len(row.generated)))
                 else:
                     joining.append(row)
-        if not joining:
-            return
-        # Known before the forward pass, so that a failure reaches them too.
-        new = Batch(joining)
-        if batch is None:
-            self._batch = new
+        if joining:
+            # Kept before the forward pass, so that a crash reaches them too.
+            self._joining = joining
+            self._begin(joining)
+            self._joining = []
+
+    def _begin(self, rows: list[Row]) -> None:
+        """Let rows join by one forward pass over what they have; if it fails, by one for each."""
+        new = Batch(rows)
         try:
-            logits = self._prefill(new)
+            self._choose(new, self._prefill(new))
         except Exception as error:
-            for row in joining:
-                row.deliver(Piece(text="", finish_reason="error", error=str(error) or repr(error)))
-            self._batch = batch
+            self._recover(rows, error)
             return
-        self._choose(new, logits)
-        if not new.rows:
-            self._batch = batch
-        elif batch is not None:
-            batch.join(new)
+        if not new.rows or self._batch is None:
+            self._batch = self._batch or (new if new.rows else None)
+            return
+        both = [*self._batch.rows, *new.rows]
+        try:
+            self._batch.join(new)
+        except Exception as error:  # a cache that is half joined is of no use to anybody
+            log.warning("%d rows are begun again: %s", len(both), error)
+            self._batch = None
+            self._wait_again(both)
+
+    def _recover(self, rows: list[Row], error: Exception) -> None:
+        """A forward pass over these rows failed: each goes on alone, and ends if it fails again.
+
+        Where the model's caches cannot be joined, all but the first wait for their turn again.
+        """
+        if _is_beyond_help(error):
+            raise error
+        left = [row for row in rows if not row.is_done]
+        if len(rows) == 1:
+            for row in left:
+                row.fail(error)
+            return
+        log.warning("%d rows go on alone: %s", len(left), error)
+        while left:
+            if self._batch is not None and not self._batch.can_grow:
+                self._wait_again(left)
+                return
+            self._begin([left.pop(0)])
+
+    def _wait_again(self, rows: list[Row]) -> None:
+        """Rows that had begun wait before all others; what they have said stands."""
+        with self._wake:
+            self._waiting.extendleft(reversed(rows))
 
     def _is_worth_joining(self, batch: Batch) -> bool:
         """Whether those who wait should join now: a forward pass for each of them would be dear."""
@@ -213,13 +274,14 @@ class Engine:
         return time.monotonic() - self._waiting[0].arrived > JOIN_STEPS * self._step_s
 
     def _prefill(self, batch: Batch) -> Tensor:
-        longest = max(len(row.prompt) for row in batch.rows)
+        read = [row.tokens for row in batch.rows]
+        longest = max(map(len, read))
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.full((len(batch.rows), longest), pad)
         batch.mask = torch.zeros((len(batch.rows), longest), dtype=torch.long)
-        for i, row in enumerate(batch.rows):
-            ids[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
-            batch.mask[i, longest - len(row.prompt) :] = 1
+        for i, tokens in enumerate(read):
+            ids[i, longest - len(tokens) :] = torch.tensor(tokens)
+            batch.mask[i, longest - len(tokens) :] = 1
         batch.is_padded = not bool(batch.mask.all())
         positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
         batch.cache = DynamicCache(config=self.model.config)
@@ -231,11 +293,17 @@ class Engine:
             self._leave(batch, [i for i, row in enumerate(batch.rows) if row.is_cancelled])
             if not batch.rows:
                 return
-        began = time.monotonic()
-        ids = torch.tensor([[row.generated[-1]] for row in batch.rows])
-        positions = batch.mask.sum(1, keepdim=True)
-        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], 1)
-        self._choose(batch, self._forward(batch, ids, positions))
+        began, rows = time.monotonic(), batch.rows
+        try:
+            ids = torch.tensor([[row.generated[-1]] for row in rows])
+            positions = batch.mask.sum(1, keepdim=True)
+            batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(rows), 1)], 1)
+            self._choose(batch, self._forward(batch, ids, positions))
+        except Exception as error:  # its cache may be half a token further: it is made anew
+            self._batch, self._joining = None, rows
+            self._recover(rows, error)
+            self._joining = []
+            return
         self._step_s = time.monotonic() - began
         if not batch.rows:
             self._batch = None
@@ -257,43 +325,49 @@ class Engine:
 
     def _choose(self, batch: Batch, logits: Tensor) -> None:
         """Append a token to each row, deliver what became text, drop the rows that are done."""
-        done: list[int] = []
-        for i, token in enumerate(choose_tokens(logits, batch.rows)):
-            if self._advance(batch.rows[i], token):
-                done.append(i)
-        if done:
-            batch.keep(set(range(len(batch.rows))) - set(done))
+        for row, token in zip(batch.rows, choose_tokens(logits, batch.rows), strict=True):
+            try:
+                if isinstance(token, Exception):
+                    raise token
+                self._advance(row, token)
+            except Exception as error:
+                row.fail(error)
+        batch.keep({i for i, row in enumerate(batch.rows) if not row.is_done})
 
-    def _advance(self, row: Row, token: int) -> bool:
-        """Take in a token; says whether the row is done."""
+    def _advance(self, row: Row, token: int) -> None:
+        """Take in a token."""
         assert row.text is not None
         count = len(row.generated) + 1
         if row.first_at is None:
             row.first_at = time.monotonic()
         if token in self.end_ids or token in row.stop_ids:
-            row.deliver(Piece(text=row.text.finish(), finish_reason="stop", tokens=count))
-            return True
+            row.say(Piece(text=row.text.finish(), finish_reason="stop", tokens=count))
+            return
         row.generated.append(token)
         text, stopped = row.text.add(token)
         if stopped:
-            row.deliver(Piece(text=text, finish_reason="stop", tokens=count))
-            return True
+            row.say(Piece(text=text, finish_reason="stop", tokens=count))
+            return
         full = len(row.prompt) + count >= self.context_length
         if count >= row.sampling.max_tokens or full:
             text += row.text.finish()
-            row.deliver(Piece(text=text, finish_reason="length", tokens=count))
-            return True
-        if text:
-            row.deliver(Piece(text=text, tokens=count))
-        return False
+            row.say(Piece(text=text, finish_reason="length", tokens=count))
+        elif text:
+            row.say(Piece(text=text, tokens=count))
 
     def _leave(self, batch: Batch, indices: list[int]) -> None:
         for i in indices:
             row = batch.rows[i]
-            row.deliver(Piece(text="", finish_reason="cancelled", tokens=len(row.generated)))
+            row.say(Piece(text="", finish_reason="cancelled", tokens=len(row.generated)))
         batch.keep(set(range(len(batch.rows))) - set(indices))
         if not batch.rows:
             self._batch = None
+
+
+def _is_beyond_help(error: Exception) -> bool:
+    """Whether the device itself has failed: every later call in this process would fail too."""
+    accelerator = isinstance(error, torch.AcceleratorError)
+    return accelerator and not isinstance(error, torch.OutOfMemoryError)
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

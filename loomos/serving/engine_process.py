@@ -95,15 +95,24 @@ class _Said(NamedTuple):
     first_at: float | None
 
 
+class _Loaded(NamedTuple):
+    """What the parent must know of the model."""
+
+    context_length: int
+    vocabulary: int
+
+
 class _Done(NamedTuple):
     """What came of an adapter's loading or unloading, or of the model's loading."""
 
     number: int
-    value: int | Exception
+    value: int | _Loaded | Exception
 
 
 _READY = -1
-"""Number of the message that says that the model is loaded; its value is the context length."""
+"""Number of the message that says that the model is loaded."""
+_CRASHED = 70
+"""Exit code of a process that can serve no more."""
 
 
 class EngineProcess:
@@ -122,7 +131,7 @@ class EngineProcess:
         self._name = folder.name
         self._numbers = itertools.count()
         self._rows: dict[int, Row] = {}
-        self._calls: dict[int, Future[int]] = {_READY: Future()}
+        self._calls: dict[int, Future[Any]] = {_READY: Future()}
         self._lock = threading.Lock()
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._is_closing = False
@@ -139,9 +148,10 @@ class EngineProcess:
         self._writer.start()
         self._reader.start()
         try:
-            self.context_length = self._calls[_READY].result()
+            loaded: _Loaded = self._calls[_READY].result()
         except Unavailable as error:
             raise InvalidModel(f"{folder.name} cannot be loaded: {error}") from error
+        self.context_length, self.vocabulary = loaded
 
     @property
     def pid(self) -> int:
@@ -185,13 +195,14 @@ class EngineProcess:
         self._reader.join()
 
     def _call(self, message: Callable[[int], Any]) -> int:
-        number, done = next(self._numbers), Future[int]()
+        number, done = next(self._numbers), Future[Any]()
         with self._lock:
             if not self.is_alive:
                 raise Unavailable(self._epitaph())
             self._calls[number] = done
         self._outbox.put(message(number))
-        return done.result()
+        slot: int = done.result()
+        return slot
 
     def _write(self, connection: Connection) -> None:
         """Send what was put, until the end; a sender must not wait for a busy engine."""
@@ -222,7 +233,9 @@ class EngineProcess:
         else:
             row = self._rows.pop(message.number)
         row.first_at = message.first_at
-        row.deliver(message.piece)
+        row.say(message.piece)
+        if row.is_cancelled and not row.is_done:
+            row.cancel()
 
     def _bury(self) -> None:
         """The process has ended: whoever still waits hears of it."""
@@ -234,7 +247,7 @@ class EngineProcess:
         self._outbox.put(None)
         reason = self._epitaph()
         for row in rows:
-            row.deliver(Piece(text="", finish_reason="error", error=reason))
+            row.say(Piece(text="", finish_reason="error", error=reason))
         for call in calls:
             call.set_exception(Unavailable(reason))
 
@@ -259,11 +272,11 @@ def _serve(connection: Connection, folder: Path, options: EngineOptions) -> None
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     outbox = _Outbox(connection)
     try:
-        engine = _load(folder, options, outbox.flush)
+        engine = _load(folder, options, outbox)
     except InvalidModel as error:
         outbox.send([_Done(_READY, error)])
         return
-    outbox.send([_Done(_READY, engine.context_length)])
+    outbox.send([_Done(_READY, _Loaded(engine.context_length, engine.vocabulary))])
     rows: dict[int, Row] = {}
     while (message := inbox.get()) is not None:
         match message:
@@ -271,6 +284,7 @@ def _serve(connection: Connection, folder: Path, options: EngineOptions) -> None
                 rows[number] = row
                 row.deliver = partial(_deliver, rows, outbox, number)
                 engine.submit(row)
+                outbox.flush()  # what could not even be queued has been refused already
             case _Cancel(number) if number in rows:
                 rows[number].cancel()
             case _LoadAdapter() | _UnloadAdapter():
@@ -287,7 +301,7 @@ def _receive(connection: Connection, inbox: queue.SimpleQueue[Any]) -> None:
         os._exit(0)  # the parent is gone, so nobody waits for anything
 
 
-def _load(folder: Path, options: EngineOptions, on_step: Callable[[], None]) -> Engine:
+def _load(folder: Path, options: EngineOptions, outbox: _Outbox) -> Engine:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -300,8 +314,16 @@ def _load(folder: Path, options: EngineOptions, on_step: Callable[[], None]) -> 
         *load_model(folder),
         max_batch=options.max_batch,
         batch_wait_s=options.batch_wait_s,
-        on_step=on_step,
+        on_step=outbox.flush,
+        on_crash=partial(_give_up, outbox),
     )
+
+
+def _give_up(outbox: _Outbox) -> None:
+    """Say what there is to say, and end: a process without an engine would only be waited for."""
+    with contextlib.suppress(OSError):
+        outbox.flush()
+    os._exit(_CRASHED)
 
 
 def _deliver(rows: dict[int, Row], outbox: _Outbox, number: int, piece: Piece) -> None:
@@ -322,7 +344,7 @@ def _change(engine: Engine, message: _LoadAdapter | _UnloadAdapter) -> _Done:
 
 
 class _Outbox:
-    """What rows said since the last message; the engine's thread adds and flushes."""
+    """What rows said since the last message; any thread may add and flush."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -330,12 +352,14 @@ class _Outbox:
         self._said: list[_Said] = []
 
     def add(self, said: _Said) -> None:
-        self._said.append(said)
+        with self._lock:
+            self._said.append(said)
 
     def flush(self) -> None:
-        if self._said:
-            said, self._said = self._said, []
-            self.send(said)
+        with self._lock:
+            if self._said:
+                said, self._said = self._said, []
+                self._connection.send(said)
 
     def send(self, messages: Sequence[_Said | _Done]) -> None:
         with self._lock:

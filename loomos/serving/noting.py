@@ -10,9 +10,10 @@ from typing import Any
 from loomos.jobs.serving import Route, Target
 from loomos.prism.detectors import find_detector
 from loomos.prism.looping import is_looping
+from loomos.serving.api_errors import ApiError
 from loomos.serving.hosting import Hosted
 from loomos.serving.outcomes import Outcome, RecordWriters, hash_user, now
-from loomos.serving.protocol import ApiError, FeedbackRequest
+from loomos.serving.protocol import FeedbackRequest
 from loomos.serving.routes import Arm
 from loomos.serving.rows import Piece, Row
 

@@ -9,9 +9,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
+from loomos.serving.api_errors import ApiError
 from loomos.serving.rows import Sampling
 
 UNSUPPORTED = (
@@ -34,48 +41,16 @@ UNSUPPORTED = (
 )
 """Parameters that would change the answer and that this server does not know."""
 MOST_CHOICES = 16
+MOST_ANSWERS = 256
+"""Answers of one request, over all its prompts: each takes a row of the engine."""
+MOST_TOKENS = 1_000_000
+"""No endpoint lets a request ask for more."""
 
-
-class ApiError(Exception):
-    """An error as OpenAI's clients read it."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after_s = retry_after_s
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The JSON that is sent."""
-        kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-        kind = kinds.get(
-            self.status, "invalid_request_error" if self.status < 500 else "server_error"
-        )
-        return {
-            "error": {
-                "message": self.message,
-                "type": kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
-
-    def response(self) -> JSONResponse:
-        """The HTTP response."""
-        headers = {}
-        if self.retry_after_s is not None:
-            headers["Retry-After"] = str(self.retry_after_s)
-        if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body, status_code=self.status, headers=headers)
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST_TOKENS)]
+Token = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+StopText = Annotated[str, Field(max_length=256)]
+User = Annotated[str, Field(max_length=512)]
 
 
 class _Part(BaseModel):
@@ -91,7 +66,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: str | Annotated[list[_Part], Field(fail_fast=True, max_length=10_000)]
 
     def text(self) -> str:
         """Its content as text.
@@ -117,15 +92,15 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: Annotated[str, Field(min_length=1, max_length=200)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
-    seed: int | None = None
-    stream: bool | None = None
+    max_tokens: Count | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(strict=True, ge=1, le=MOST_CHOICES)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)] | None = None
+    stream: Annotated[bool, Field(strict=True)] | None = None
     stream_options: _StreamOptions | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
+    user: User | None = None
 
     @property
     def choices(self) -> int:
@@ -185,24 +160,53 @@ class _Request(BaseModel):
 class ChatRequest(_Request):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=10_000)]
+    max_completion_tokens: Count | None = None
 
     def _tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
 
+def _say_what_a_prompt_is(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(value)
+    except ValidationError:
+        raise ValueError(
+            "give a text, a list of texts, a list of token ids, or a list of such lists"
+        ) from None
+
+
+_Tokens = Annotated[list[Token], Field(fail_fast=True)]
+
+
 class CompletionRequest(_Request):
     """Body of `POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[
+        str
+        | Annotated[list[str], Field(fail_fast=True)]
+        | _Tokens
+        | Annotated[list[_Tokens], Field(fail_fast=True)],
+        WrapValidator(_say_what_a_prompt_is),
+    ]
 
     def prompts(self) -> list[str | list[int]]:
         """Every prompt, as text or tokens.
 
         Raises:
-            ApiError: there is none.
+            ApiError: there is none, or more than may be answered at a time.
         """
+        found = self._prompts()
+        if len(found) * self.choices > MOST_ANSWERS:
+            raise ApiError(
+                400,
+                f"prompt: {len(found)} prompts with {self.choices} answers each are more than "
+                f"{MOST_ANSWERS}; send several requests",
+                param="prompt",
+            )
+        return found
+
+    def _prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
         if not self.prompt:
@@ -221,20 +225,12 @@ class FeedbackRequest(BaseModel):
     """`id` of the answer."""
     score: Literal["up", "down"] | None = None
     """Thumb."""
-    events: Annotated[dict[str, bool], Field(max_length=20)] = {}
+    events: Annotated[dict[Annotated[str, Field(max_length=200)], bool], Field(max_length=20)] = {}
     """What happened with the answer, or did not, by name: guardrails of the kind `custom`."""
     correction: Annotated[str, Field(max_length=100_000)] | None = None
     """What would have been right; kept to learn from where the endpoint captures."""
-    user: Annotated[str, Field(max_length=512)] | None = None
+    user: User | None = None
     """Sticky key of the request."""
-
-
-def invalid_request(errors: list[Any]) -> ApiError:
-    """Pydantic's findings as one error."""
-    first = errors[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    param = where.split(".")[0]
-    return ApiError(400, f"{where}: {first['msg']}", param=None if param == "body" else param)
 
 
 def event(content: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from loomos.jobs.serving import RemoteTarget
-from loomos.serving.protocol import ApiError
+from loomos.serving.api_errors import ApiError
 
 TIMEOUT_S = 600.0
 

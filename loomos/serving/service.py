@@ -16,11 +16,12 @@ from typing import Any
 
 import httpx
 
+from loomos.errors import LoomOSError
 from loomos.jobs.serving import Route, Target
+from loomos.serving.api_errors import ApiError
 from loomos.serving.hosting import ModelHost
 from loomos.serving.noting import ARM_CODES, Answer, Choice, Generation, Notes
 from loomos.serving.outcomes import RecordWriters, hash_user, now
-from loomos.serving.protocol import ApiError
 from loomos.serving.remote import RemoteArm
 from loomos.serving.routes import Arm, canary_share, has_lapsed, is_shadowed, pick
 from loomos.serving.rows import Piece, Row, Sampling
@@ -175,7 +176,7 @@ class Service:
             is_streamed: whether somebody wants to see every piece as it comes.
 
         Raises:
-            ApiError: a prompt does not fit the model.
+            ApiError: a prompt does not fit the model, or has tokens that it does not know.
         """
         assert choice.hosted is not None
         engine = choice.hosted.engine
@@ -183,6 +184,12 @@ class Service:
             longest = max(sampling.max_tokens for sampling in samplings)
             if not prompt:
                 raise ApiError(400, "the prompt is empty", param="prompt")
+            if min(prompt) < 0 or max(prompt) >= engine.vocabulary:
+                raise ApiError(
+                    400,
+                    f"prompt: the model's token ids go from 0 to {engine.vocabulary - 1}",
+                    param="prompt",
+                )
             if len(prompt) + longest > engine.context_length:
                 raise ApiError(
                     400,
@@ -216,15 +223,17 @@ class Service:
         return generation
 
     @contextlib.contextmanager
-    def admitted(self, choice: Choice) -> Any:
-        """Count a request as running, and keep its version loaded."""
+    def admitted(self, choice: Choice, answers: int = 1) -> Any:
+        """Count a request's answers as running, and keep its version loaded."""
         name = choice.route.endpoint
-        self.running[name] = self.running.get(name, 0) + 1
+        self.running[name] = self.running.get(name, 0) + answers
         try:
             with choice.hosted.use() if choice.hosted else contextlib.nullcontext():
                 yield
         finally:
-            self.running[name] -= 1
+            self.running[name] -= answers
+            if not self.running[name]:
+                del self.running[name]
 
     async def follow(self, generation: Generation) -> AsyncIterator[tuple[int, Piece]]:
         """Pieces as they come, until every choice is done; then the outcome is noted.
@@ -307,7 +316,10 @@ class Service:
         samplings: list[Sampling],
         stop_ids: frozenset[int],
     ) -> None:
-        with contextlib.suppress(ApiError), self.admitted(choice):
+        with (
+            contextlib.suppress(ApiError, LoomOSError),
+            self.admitted(choice, len(prompts) * len(samplings)),
+        ):
             await self.finish(self.start(choice, prompts, samplings, stop_ids))
 
     # --- life ---
