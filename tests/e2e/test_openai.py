@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -123,8 +124,41 @@ def test_twenty_calls(api: openai.OpenAI, chat: str) -> None:
 
 def test_a_wrong_key_is_refused(api: openai.OpenAI, chat: str) -> None:
     stranger = api.with_options(api_key="not-a-token")
-    with pytest.raises(openai.AuthenticationError):
+    with pytest.raises(openai.AuthenticationError, match="token") as raised:
         stranger.chat.completions.create(model=chat, messages=HELLO)
+    assert raised.value.code == "invalid_api_key"
+    with pytest.raises(openai.AuthenticationError, match="token"):
+        stranger.models.list()
+
+
+def test_every_refusal_is_an_error_of_openai_with_a_message(api: openai.OpenAI, chat: str) -> None:
+    with pytest.raises(openai.NotFoundError, match="no-such") as missing:
+        api.models.retrieve("no-such")
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError, match="there is no POST /v1/embeddings"):
+        api.embeddings.create(model=chat, input="x")
+    with pytest.raises(openai.NotFoundError, match="there is no"):
+        api.get("/models/..%2F..%2Fhealth", cast_to=object)
+    with pytest.raises(openai.APIStatusError, match="not allowed") as wrong_verb:
+        api.get("/completions", cast_to=object)
+    assert wrong_verb.value.status_code == 405
+    with pytest.raises(openai.APIStatusError, match="more than") as too_large:
+        api.completions.create(model=chat, prompt="x" * (17 << 20))
+    assert too_large.value.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "literal", ["[" * 10_000 + "]" * 10_000, '"\\ud800"', "1e400", "NaN", "1" * 5000]
+)
+async def test_json_that_nobody_could_write_down_is_refused_with_400(
+    stack: Stack, client: LoomOSClient, chat: str, literal: str
+) -> None:
+    token = stack.folder.token_file.read_text().strip()
+    endpoint = stack.state.settings["cluster"]["endpoint"]
+    content = json.dumps({"model": chat, "prompt": "x", "metadata": "@"}).replace('"@"', literal)
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}) as http:
+        answer = await http.post(f"{endpoint}/v1/completions", content=content.encode())
+    assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
 
 
 async def test_load_beyond_what_may_wait_is_refused_with_a_time(

@@ -249,7 +249,7 @@ async def fuzz(http: httpx.AsyncClient, requests: int) -> None:
 
 
 async def test_hostile_requests_change_nothing_for_honest_ones(http: httpx.AsyncClient) -> None:
-    await fuzz(http, 200)
+    await fuzz(http, 100)
 
 
 @pytest.mark.slow
