@@ -1,8 +1,8 @@
 """Which versions this process holds: fetched, verified, loaded, shared, let go.
 
 A version that is an adapter over a registered base goes into its base's engine; any other gets an
-engine of its own. Nothing is loaded whose OpenSSF signature does not verify. Letting go waits for
-the requests that still run.
+engine of its own. Nothing is loaded whose OpenSSF signature does not verify. What is let go of
+finishes the requests that still run, while others are loaded.
 """
 
 from __future__ import annotations
@@ -72,9 +72,13 @@ class Hosted:
                 self.idle.notify_all()
 
     def retire(self) -> None:
-        """Take no new requests, and wait until the last has ended."""
+        """Take no new requests."""
         with self.idle:
             self.is_leaving = True
+
+    def await_idle(self) -> None:
+        """Wait until the last request has ended."""
+        with self.idle:
             while self.users:
                 self.idle.wait()
 
@@ -101,6 +105,8 @@ class ModelHost:
         self._start_engine = start_engine
         self._hosted: dict[str, Hosted] = {}
         self._engines: dict[str, AnyEngine] = {}
+        self._leaving: list[Hosted] = []
+        self._dead: list[AnyEngine] = []
         self.failed: dict[str, str] = {}
         self.goldens: dict[str, str] = {}
 
@@ -110,9 +116,10 @@ class ModelHost:
         return sorted(v for v, hosted in list(self._hosted.items()) if hosted.engine.is_alive)
 
     @property
-    def has_lost_engine(self) -> bool:
-        """Whether an engine's process has died, so that `hold` has something to do."""
-        return any(not engine.is_alive for engine in list(self._engines.values()))
+    def has_work(self) -> bool:
+        """Whether `hold` has something to do: an engine has died, or what is let go of is idle."""
+        lost = any(not engine.is_alive for engine in list(self._engines.values()))
+        return lost or any(not hosted.users for hosted in list(self._leaving))
 
     def get(self, version: str) -> Hosted | None:
         """A version, if it is loaded."""
@@ -122,8 +129,12 @@ class ModelHost:
     def hold(self, wanted: set[str]) -> None:
         """Load what is wanted and not there, let go of the rest; failures go to `failed`.
 
-        A version whose engine has died is loaded again.
+        A version whose engine has died is loaded again. Nothing here waits for a request: versions
+        with requests that still run are freed by a later call.
         """
+        for name, engine in list(self._engines.items()):
+            if not engine.is_alive:
+                self._dead.append(self._engines.pop(name))
         for version, hosted in list(self._hosted.items()):
             if not hosted.engine.is_alive:
                 log.error("the engine of %s has died", version)
@@ -141,6 +152,7 @@ class ModelHost:
                 self.failed[version] = reason[:500]
         for version in sorted(self._hosted.keys() - wanted):
             self._let_go(version)
+        self._free()
 
     def load(self, version: str) -> Hosted:
         """Load one version and hold it.
@@ -155,6 +167,9 @@ class ModelHost:
     def close(self) -> None:
         """Finish what runs, let go of everything."""
         self.hold(set())
+        for hosted in self._leaving:
+            hosted.await_idle()
+        self._free()
 
     def _load(self, version: str) -> Hosted:
         manifest = self._registry.manifest(version)
@@ -187,17 +202,26 @@ class ModelHost:
         hosted = self._hosted.pop(version)
         self.goldens.pop(version, None)
         hosted.retire()
-        if hosted.slot != BASE_SLOT:
-            hosted.engine.unload_adapter(hosted.slot)
-        self._close_unused()
+        self._leaving.append(hosted)
         log.info("let go of %s", version)
 
+    def _free(self) -> None:
+        """Free adapters and engines that nobody uses any more."""
+        for hosted in [hosted for hosted in self._leaving if not hosted.users]:
+            self._leaving.remove(hosted)
+            if hosted.slot != BASE_SLOT:
+                hosted.engine.unload_adapter(hosted.slot)
+        self._close_unused()
+
     def _close_unused(self) -> None:
-        used = {id(hosted.engine) for hosted in self._hosted.values()}
+        used = {id(hosted.engine) for hosted in (*self._hosted.values(), *self._leaving)}
         for name, engine in list(self._engines.items()):
             if id(engine) not in used:
                 del self._engines[name]
                 engine.close()
+        for engine in [engine for engine in self._dead if id(engine) not in used]:
+            self._dead.remove(engine)
+            engine.close()
 
     def _fetch(self, manifest: VersionManifest, below: str = "") -> Path:
         """The version's files on this machine, each as its signature says.

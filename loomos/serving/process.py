@@ -146,7 +146,7 @@ class ServingProcess:
             wanted = self.service.wanted_versions()
             failed = self.service.host.failed
             again = bool(failed) and time.monotonic() - tried_at > RETRY_LOAD_S
-            if wanted != known or again or self.service.host.has_lost_engine:
+            if wanted != known or again or self.service.host.has_work:
                 if again:
                     failed.clear()
                 known, tried_at = wanted, time.monotonic()
