@@ -53,7 +53,7 @@ class EndpointActivities:
         Raises:
             NotFound: there is no such model.
             Conflict: the version cannot change while a canary is on trial.
-            InvalidInput: a detector is unknown.
+            InvalidInput: a detector is unknown, or the engine cannot serve such a model.
         """
         store = self._store
         route = await in_thread(lambda say: _open(store, request))
@@ -194,6 +194,7 @@ def _open(store: Store, request: OpenEndpoint) -> Route:
         find_detector(name)
     registry = Registry(store)
     manifest = registry.manifest(request.spec.model)
+    registry.check_servable(manifest)
     version = f"{manifest.name}@{manifest.version}"
     stable = Target(version=version, remote=request.spec.remote)
     first = Route(

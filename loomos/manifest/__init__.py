@@ -65,7 +65,14 @@ from loomos.manifest._learning import (
     RewardThread,
     WeaveConfig,
 )
-from loomos.manifest._model import Data, FineTuning, LoRA, Model
+from loomos.manifest._model import (
+    UNSERVABLE_TYPES,
+    Data,
+    FineTuning,
+    LoRA,
+    Model,
+    unservable,
+)
 from loomos.manifest._resources import NodeRange, Resources
 from loomos.manifest._spec import (
     Dependency,
@@ -80,6 +87,7 @@ from loomos.manifest._template import check_parameters, merge_patch, placeholder
 
 __all__ = [
     "DIFFICULTIES",
+    "UNSERVABLE_TYPES",
     "CampaignCurriculum",
     "CampaignMember",
     "CampaignPhase",
@@ -135,6 +143,7 @@ __all__ = [
     "json_schema",
     "read_document",
     "read_scalar",
+    "unservable",
     "validate_as",
 ]
 

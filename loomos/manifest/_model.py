@@ -21,6 +21,21 @@ def _is_dataset_uri(uri: str) -> str:
 DataUri = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_is_dataset_uri)]
 
 
+UNSERVABLE_TYPES = frozenset(
+    {"falcon_mamba", "jamba", "mamba", "mamba2", "recurrent_gemma", "rwkv"}
+)
+"""Model types of transformers with which the engine is known to generate wrong tokens as soon as
+it batches requests of different lengths. It tries every model that keeps a state, also others."""
+
+
+def unservable(model_type: str) -> str:
+    """Why a model of this type cannot be served or verified, and what can be done with it."""
+    return (
+        f"{model_type} keeps a state per sequence that the engine cannot batch; such models can be "
+        "trained, published and downloaded, but not served or verified"
+    )
+
+
 class LoRA(Document):
     """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) as PEFT implements it."""
 
@@ -94,6 +109,13 @@ class Model(Document):
     """Name under which versions are published. Default: the job's name."""
     fine_tuning_config: FineTuning = FineTuning()
     """The optimisation."""
+
+    @property
+    def unservable(self) -> str:
+        """Why its versions cannot be served, where that is known before they are made."""
+        made = self.base_model.removeprefix("init:")
+        is_known = self.base_model.startswith("init:") and made in UNSERVABLE_TYPES
+        return unservable(made) if is_known else ""
 
     @model_validator(mode="after")
     def _init_needs_a_tokenizer(self) -> Model:

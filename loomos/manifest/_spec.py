@@ -219,6 +219,8 @@ class TrainingSpec(Document):
             )
         if self.model is None:
             raise ValueError(f"algorithm {self.algorithm} needs spec.model; add it")
+        if (self.verify or self.rollout) and self.model.unservable:
+            raise ValueError(f"remove spec.verify and spec.rollout: {self.model.unservable}")
         if self.algorithm != "sft" and self.model.tokenizer.startswith("bpe:"):
             raise ValueError("model.tokenizer: only sft can train a tokenizer; use another")
         tuning = self.model.fine_tuning_config

@@ -97,6 +97,21 @@ class Registry:
         key = f"{model_prefix(ref.name, version)}{MANIFEST}"
         return VersionManifest.model_validate_json(self._store.get(key))
 
+    def check_servable(self, manifest: VersionManifest) -> None:
+        """Look into a version's `config.json` for a type of model that the engine cannot serve.
+
+        Raises:
+            InvalidInput: it is of such a type.
+        """
+        from loomos.manifest import UNSERVABLE_TYPES, unservable
+
+        if "config.json" not in manifest.files:
+            return
+        config = json.loads(self._store.get(f"{manifest.key_prefix}config.json"))
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        if kind in UNSERVABLE_TYPES:
+            raise InvalidInput(f"{manifest.name}@{manifest.version}: {unservable(kind)}")
+
     def _select(self, ref: ModelRef) -> str:
         if not ref.selector:
             stable = self.aliases(ref.name).read().aliases.get("stable")

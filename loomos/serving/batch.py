@@ -35,7 +35,8 @@ class Batch:
             return
         chosen = torch.tensor(kept)
         self.mask = self.mask[chosen]
-        self.cache.batch_select_indices(chosen.to(self.cache.layers[0].keys.device))
+        # Not `batch_select_indices`: layers that keep a state per sequence have no such thing.
+        self.cache.reorder_cache(chosen)
         if self.can_grow:
             self._trim()
 

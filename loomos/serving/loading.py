@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from loomos.errors import InvalidModel
+from loomos.manifest import unservable
 
 _REASONS = (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError)
 """What transformers raises for files that it cannot use."""
@@ -18,7 +19,7 @@ def load_model(folder: Path) -> tuple[Any, Any]:
     """A model and its tokenizer.
 
     Raises:
-        InvalidModel: transformers cannot load them.
+        InvalidModel: transformers cannot load them, or the engine could not generate with them.
     """
     tokenizer = load_tokenizer(folder)
     on_gpu = torch.cuda.is_available()
@@ -32,7 +33,48 @@ def load_model(folder: Path) -> tuple[Any, Any]:
     except _REASONS as error:
         raise _cannot_load(folder, error) from error
     model.eval().requires_grad_(False)
-    return (model.cuda() if on_gpu else model), tokenizer
+    model = model.cuda() if on_gpu else model
+    if getattr(model, "_is_stateful", False) and not can_batch(model):
+        raise InvalidModel(f"{folder.name}: {unservable(model.config.model_type)}")
+    return model, tokenizer
+
+
+@torch.inference_mode()
+def can_batch(model: Any) -> bool:
+    """Whether rows of different lengths that are generated together come out as each alone would.
+
+    Keys and values of padding are masked out; a state that is carried from token to token may have
+    taken the padding in, and not every model of transformers that has one knows to leave it out.
+    """
+    rows = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[5] * (longest - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=ids.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    try:
+        cache = DynamicCache(config=model.config)
+        for place in range(3):
+            together = model(
+                input_ids=ids[:, -1:] if place else ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+            alone = torch.cat(
+                [
+                    model(input_ids=row[kept.bool()][None], use_cache=False).logits[:, -1]
+                    for row, kept in zip(ids, mask, strict=True)
+                ]
+            )
+            if not torch.allclose(together.float(), alone.float(), rtol=0.02, atol=0.02):
+                return False
+            ids = torch.cat([ids, alone.argmax(-1, keepdim=True)], 1)
+            positions = mask.sum(1, keepdim=True)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+    except (*_REASONS, AttributeError, IndexError, AssertionError):
+        return False
+    return True
 
 
 def load_tokenizer(folder: Path) -> Any:

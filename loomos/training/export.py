@@ -23,7 +23,7 @@ from loomos.training.hosted import answer
 from loomos.training.inputs import InputCache, load_tokenizer, model_source
 from loomos.training.model import add_adapters, build_model
 from loomos.training.requests import ExportRequest
-from loomos.training.shards import read_tensors
+from loomos.training.shards import TensorDict, read_tensors
 
 VERSION_MANIFEST = "manifest.json"
 
@@ -77,19 +77,13 @@ def _write_model(request: ExportRequest, store: Store, folder: Path, root: Path)
     if spec.tokenizer.startswith("bpe:"):
         trained = store.get(tokenizer_key(job.job_id)).decode()
     tokenizer = load_tokenizer(spec, job.inputs, cache, trained)
-    base = build_model(spec, model_source(spec, job.inputs, cache), len(tokenizer))
+    base = build_model(spec, model_source(spec, job.inputs, cache), tokenizer)
     model = add_adapters(base, spec.fine_tuning_config)
     ref = CheckpointRef(generation=job.generation, step=job.step)
     scratch = folder / "checkpoint"
     tensors = read_tensors(store, job.job_id, ref, scratch)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    _, unexpected = model.load_state_dict(weights, strict=False)
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and n not in weights]
-    if unexpected or missing:
-        raise LoomOSError(
-            f"checkpoint of step {job.step} does not fit the model: unexpected {unexpected[:3]}, "
-            f"missing {missing[:3]}"
-        )
+    fill(model, weights, job.step)
     with torch.no_grad():
         if spec.fine_tuning_config.method != "full":
             model.save_pretrained(root / "adapter")
@@ -97,6 +91,32 @@ def _write_model(request: ExportRequest, store: Store, folder: Path, root: Path)
         model.save_pretrained(root)
     tokenizer.save_pretrained(root)
     (root / "README.md").write_text(model_card(job))
+
+
+def fill(model: Any, weights: TensorDict, step: int) -> None:
+    """Put a checkpoint's trained tensors into the model that they were trained in.
+
+    Checkpoints of QLoRA runs may also hold what bitsandbytes keeps beside frozen 4-bit weights,
+    under the weights' names and one part more; the model here is not quantised and needs it not.
+
+    Raises:
+        LoomOSError: they do not fit.
+    """
+    known = {name for name, _ in model.named_parameters()}
+    _, unexpected = model.load_state_dict(weights, strict=False)
+    strangers = [name for name in unexpected if not _is_quantisation(name, known)]
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and n not in weights]
+    if strangers or missing:
+        raise LoomOSError(
+            f"checkpoint of step {step} does not fit the model: unexpected {strangers[:3]}, "
+            f"missing {missing[:3]}"
+        )
+
+
+def _is_quantisation(name: str, parameters: set[str]) -> bool:
+    """Whether a tensor is named as a part of a parameter: `NAME.absmax`, `NAME.quant_state....`."""
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in parameters for count in range(1, len(parts)))
 
 
 def upload_version(

@@ -21,55 +21,73 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from loomos.errors import InvalidModel
 from loomos.manifest import FineTuning, LoRA, Model, TrainingSpec
+from loomos.training.fitting import check_size, refusing, said_by
+
+MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+"""Whose layers read some weights past their modules, so that neither adapters nor 4 bits fit."""
+READ_PAST_MODULES = ["out_proj", "conv1d"]
+"""Those layers; PEFT refuses them."""
+NOT_IN_4_BITS = ["lm_head", "out_proj", "conv1d", "x_proj", "dt_proj"]
+"""Likewise, those that stay in full precision."""
 
 
 def build_model(
-    model: Model, source: Path | None, vocab_size: int, *, quantize: bool = False
+    model: Model, source: Path | None, tokenizer: Any, *, quantize: bool = False
 ) -> Any:
     """Make or load the base model in fp32, without adapters.
 
     Args:
         model: what the manifest says.
         source: local folder of the weights; None for `init:`.
-        vocab_size: tokens of the tokenizer.
+        tokenizer: whose tokens it reads; a new model ends where this has its end-of-text.
         quantize: load linear layers as 4-bit NF4 (QLoRA, arXiv:2305.14314).
 
     Raises:
         InvalidModel: transformers cannot make or load it; says why.
     """
-    tuning = model.fine_tuning_config
-    try:
+    field = f"model.base_model {model.base_model!r}"
+    with refusing(field):
         if model.base_model.startswith("init:"):
-            made = _init_model(model, vocab_size, tuning.seed)
+            made = _init_model(model, tokenizer, field)
             return _quantize_in_memory(made) if quantize else made
         options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
         if quantize:
-            options["quantization_config"] = _nf4()
+            options["quantization_config"] = _nf4(AutoConfig.from_pretrained(source).model_type)
         return AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise InvalidModel(f"model.base_model {model.base_model!r}: {reason}") from error
 
 
-def _init_model(model: Model, vocab_size: int, seed: int) -> Any:
+def _init_model(model: Model, tokenizer: Any, field: str) -> Any:
     model_type = model.base_model.removeprefix("init:")
+    vocab_size, end = len(tokenizer), tokenizer.eos_token_id
+    # Left to themselves, types name tokens of other vocabularies, and never learn the one for pads.
+    named = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
     try:
-        config = AutoConfig.for_model(model_type, **{"vocab_size": vocab_size, **model.config})
+        config = AutoConfig.for_model(
+            model_type, **{"vocab_size": vocab_size, **named, **model.config}
+        )
+        size = config.vocab_size
     except Exception as error:  # each model type validates its fields in its own way
-        raise ValueError(f"model.config does not fit {model_type}: {error}") from error
-    if config.vocab_size < vocab_size:
-        raise ValueError(f"model.config.vocab_size must be at least {vocab_size}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        raise InvalidModel(
+            f"{field}: model.config does not fit {model_type}: {said_by(error)}"
+        ) from error
+    if size < vocab_size:
+        raise InvalidModel(
+            f"model.config.vocab_size {size} is less than the tokenizer's {vocab_size}; raise it"
+        )
+    with refusing(f"model.config does not fit {model_type}"):
+        check_size(config, "model.config")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(model.fine_tuning_config.seed)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def _nf4() -> Any:
+def _nf4(model_type: str) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=NOT_IN_4_BITS if model_type in MAMBA_TYPES else None,
     )
 
 
@@ -82,28 +100,54 @@ def _quantize_in_memory(model: Any) -> Any:
         model.config.save_pretrained(folder)
         save_model(model, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, quantization_config=_nf4()
+            folder,
+            dtype=torch.float32,
+            quantization_config=_nf4(model.config.model_type),
         )
 
 
 def add_adapters(model: Any, tuning: FineTuning, *, quantized: bool = False) -> Any:
-    """Freeze the base and add LoRA adapters, if the method asks for them."""
+    """Freeze the base and add LoRA adapters, if the method asks for them.
+
+    Raises:
+        InvalidModel: the model has no layers of these names, or such as take no adapter.
+    """
     if tuning.method == "full":
         return model
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if quantized:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    with torch.random.fork_rng(devices=[]):
+    config = lora_config(tuning.lora, getattr(model.config, "model_type", ""))
+    names = ", ".join(linear_layers(model)) or "none"
+    field = f"model.fine_tuning_config.lora.target_modules {tuning.lora.target_modules!r}"
+    fix = f"the model's linear layers are {names}"
+    with refusing(field, fix), torch.random.fork_rng(devices=[]):
         torch.manual_seed(tuning.seed + 1)
-        return get_peft_model(model, lora_config(tuning.lora))
+        return get_peft_model(model, config)
 
 
-def lora_config(lora: LoRA) -> Any:
-    """PEFT's configuration for our manifest's."""
+def linear_layers(model: nn.Module) -> list[str]:
+    """Last names of a model's linear layers, but for the one that gives logits; sorted."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+        }
+    )
+
+
+def lora_config(lora: LoRA, model_type: str = "") -> Any:
+    """PEFT's configuration for our manifest's; `all-linear` means all that can have an adapter."""
     from peft import LoraConfig
 
+    passes_over = lora.target_modules == "all-linear" and model_type in MAMBA_TYPES
     return LoraConfig(
+        exclude_modules=READ_PAST_MODULES if passes_over else None,
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,

@@ -11,14 +11,28 @@ from loomos.training.shards import TensorDict
 
 
 def model_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorDict:
-    """Trained tensors as `model.NAME`, the optimizer's as `optimizer.NAME.KEY`; DTensors stay."""
+    """Trained tensors as `model.NAME`, the optimizer's as `optimizer.NAME.KEY`; DTensors stay.
+
+    Only what training changes: parameters that have gradients, and buffers. A state dictionary
+    holds more, which a resumed run makes again from its inputs: second names of tied weights, and
+    what bitsandbytes needs to read a frozen 4-bit weight (`NAME.absmax`, `NAME.quant_map`, ...).
+    """
     options = dcp_state.StateDictOptions(ignore_frozen_params=True)
     weights, of_optimizer = dcp_state.get_state_dict(model, optimizer, options=options)
-    state: TensorDict = {f"model.{name}": value for name, value in weights.items()}
+    changing = trained_names(model)
+    state: TensorDict = {f"model.{n}": value for n, value in weights.items() if n in changing}
     for name, values in of_optimizer["state"].items():  # type: ignore[union-attr]
         for key, value in values.items():  # type: ignore[union-attr]
             state[f"optimizer.{name}.{key}"] = value
     return state
+
+
+def trained_names(model: nn.Module) -> set[str]:
+    """Names of parameters that are trained and of buffers, as without a wrapper for ranks."""
+    bare: nn.Module = getattr(model, "module", model)
+    return {name for name, parameter in bare.named_parameters() if parameter.requires_grad} | {
+        name for name, _ in bare.named_buffers()
+    }
 
 
 def load_model_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: TensorDict) -> None:

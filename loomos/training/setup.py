@@ -25,6 +25,7 @@ from loomos.training.data import (
     Split,
     count_tokens,
 )
+from loomos.training.fitting import try_out
 from loomos.training.inputs import InputCache, load_tokenizer, model_source, train_tokenizer
 from loomos.training.model import add_adapters, build_model, parallelize
 from loomos.training.report import Reporter
@@ -94,7 +95,7 @@ def set_up(place: Workplace) -> Setup:
             control,
         )
     tokenizer = load_tokenizer(spec.model, job.inputs, cache, tokenizer_json)
-    model, optimizer = trained_model(job, cache, len(tokenizer), place.device)
+    model, optimizer = trained_model(job, cache, tokenizer, place.device)
     encode = Encode(tokenizer)
     rank, world = place.rank, place.world
     training = PackedLanes(
@@ -118,7 +119,7 @@ def set_up(place: Workplace) -> Setup:
 
 
 def trained_model(
-    job: TrainAssignment, cache: InputCache, vocab_size: int, device: torch.device
+    job: TrainAssignment, cache: InputCache, tokenizer: Any, device: torch.device
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model with its adapters, wrapped for the strategy, and its optimizer."""
     spec = job.spec
@@ -126,11 +127,12 @@ def trained_model(
     tuning = spec.model.fine_tuning_config
     quantize = tuning.method == "qlora"
     source = model_source(spec.model, job.inputs, cache)
-    base = build_model(spec.model, source, vocab_size, quantize=quantize)
+    base = build_model(spec.model, source, tokenizer, quantize=quantize)
     model = add_adapters(base, tuning, quantized=quantize)
     if not quantize:
         model = model.to(device)
     model.train()
+    try_out(model, spec.model, device)
     model = parallelize(model, spec, device)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],

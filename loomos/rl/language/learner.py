@@ -36,7 +36,7 @@ class LanguageLearner(Learner):
         self._rank, self._world = place.rank, place.world
         self._cache = InputCache(place.store, context.storage, context.scratch / "inputs")
         self._tokenizer = load_tokenizer(job.spec.model, job.inputs, self._cache, None)
-        self._model, self._optimizer = trained_model(job, self._cache, len(self._tokenizer), device)
+        self._model, self._optimizer = trained_model(job, self._cache, self._tokenizer, device)
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._reference: Any = None
         self._norm: Any = None
@@ -52,7 +52,7 @@ class LanguageLearner(Learner):
         assert self._job.spec.model is not None
         if self._tuning.method == "full":
             source = model_source(self._job.spec.model, self._job.inputs, self._cache)
-            made = build_model(self._job.spec.model, source, len(self._tokenizer))
+            made = build_model(self._job.spec.model, source, self._tokenizer)
             self._reference = made.to(self._device).eval().requires_grad_(False)
 
     @contextlib.contextmanager
