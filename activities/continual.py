@@ -24,6 +24,7 @@ from loomos.jobs.continual import (
     UpdateRecord,
 )
 from loomos.jobs.message import Empty
+from loomos.local_files import Reach
 from loomos.loomdb import LoomDB, NewEvent, Service
 from loomos.registry import Registry, parse_reference
 from loomos.serving.outcomes import chunks_after
@@ -31,6 +32,7 @@ from loomos.serving.table import read_route
 from loomos.settings import Settings
 from loomos.storage import Store, open_store
 from loomos.storage.layout import continual_data_key, samples_prefix
+from loomos.storage.uploads import read_uploaded, touch_upload, upload_digest
 
 CONTROL = Service(name="control")
 
@@ -40,6 +42,7 @@ class ContinualActivities:
 
     def __init__(self, settings: Settings, db: LoomDB) -> None:
         self._store, self._db = open_store(settings.storage), db
+        self._reach = Reach.of(settings)
 
     @activity.defn
     async def collect_samples(self, request: CollectRequest) -> Collected:
@@ -50,9 +53,10 @@ class ContinualActivities:
         Raises:
             NotFound: there is no such endpoint.
             InvalidInput: a file cannot be read, or is no JSONL.
+            InvalidData: a file may not be named.
         """
-        store = self._store
-        return await in_thread(lambda say: _collect(store, request, say))
+        store, reach = self._store, self._reach
+        return await in_thread(lambda say: _collect(store, request, say, reach))
 
     @activity.defn
     async def conclude_update(self, request: Conclude) -> Empty:
@@ -92,20 +96,22 @@ class ContinualActivities:
         return Empty()
 
 
-def _collect(store: Store, request: CollectRequest, say: Callable[[str], None]) -> Collected:
+def _collect(
+    store: Store, request: CollectRequest, say: Callable[[str], None], reach: Reach
+) -> Collected:
     spec = request.spec
     state = read_state(store, request.name)
     reason = over_budget(state, spec.budget, datetime.now(UTC))
     if reason:
         return Collected(reason=reason)
     say("collecting")
-    new, marks = _new_samples(store, request, state)
+    new, marks = _new_samples(store, request, state, reach)
     if len(new) < spec.collect.min_samples:
         return Collected(
             reason=f"{len(new)} new samples; {spec.collect.min_samples} are worth an update",
             samples=len(new),
         )
-    old = _read_lines(spec.replay.file)[0] if spec.replay else []
+    old = _replayed(store, spec.replay.file, reach) if spec.replay else []
     ratio = spec.replay.ratio if spec.replay else 0.0
     mixed = mix(new, old, ratio, request.update_id)
     content = encode(mixed)
@@ -126,8 +132,17 @@ def _collect(store: Store, request: CollectRequest, say: Callable[[str], None]) 
     )
 
 
+def _replayed(store: Store, file: str, reach: Reach) -> list[dict[str, Any]]:
+    """Old samples, of an upload or a file."""
+    digest = upload_digest(file)
+    if digest is None:
+        return _read_lines(reach.open(file.removeprefix("file://"), "replay.file"))[0]
+    touch_upload(store, digest)
+    return _parsed(read_uploaded(store, file, "replay.file"), "replay.file")
+
+
 def _new_samples(
-    store: Store, request: CollectRequest, state: ContinualState
+    store: Store, request: CollectRequest, state: ContinualState, reach: Reach
 ) -> tuple[list[Sample], PendingMarks]:
     """At most `max_samples`, and marks that stand before whatever is left for the next period."""
     collect = request.spec.collect
@@ -135,7 +150,8 @@ def _new_samples(
     offsets = dict(state.offsets)
     for file in collect.files:
         room = collect.max_samples - len(found)
-        lines, offsets[file] = _read_lines(file, offsets.get(file, 0), room)
+        path = reach.open(file.removeprefix("file://"), "collect.files")
+        lines, offsets[file] = _read_lines(path, offsets.get(file, 0), room)
         found += lines
     return found, marks.model_copy(update={"offsets": offsets})
 
@@ -174,13 +190,13 @@ def _captured(
 
 
 def _read_lines(
-    file: str, offset: int = 0, most: int | None = None
+    file: Path, offset: int = 0, most: int | None = None
 ) -> tuple[list[dict[str, Any]], int]:
     """Whole lines of a JSONL file after an offset, and where those that were read end."""
     found: list[dict[str, Any]] = []
     began = offset
     try:
-        with Path(file).open("rb") as opened:
+        with file.open("rb") as opened:
             opened.seek(offset)
             for number, line in enumerate(opened, start=1):
                 if not line.endswith(b"\n") or (most is not None and len(found) >= most):
@@ -195,6 +211,17 @@ def _read_lines(
     except OSError as error:
         raise InvalidInput(f"collect.files: {file} cannot be read: {error.strerror}") from None
     return found, offset
+
+
+def _parsed(content: bytes, name: str) -> list[dict[str, Any]]:
+    """The lines of JSONL content."""
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise InvalidInput(f"{name}: line {number} is not JSON") from None
+    return found
 
 
 def _forget_old(store: Store, state: ContinualState, keep: int) -> list[str]:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.failures import in_thread
+from loomos.errors import Unavailable
 from loomos.jobs.cluster import LeaseAudit
 from loomos.jobs.states import JobState
 from loomos.jobs.training import AttemptPlan, JobsEnded, JobsLook, OpenAttempt, ResolvedInputs
+from loomos.local_files import Reach
 from loomos.manifest import TrainingSpec
+from loomos.retention.references import write_references
 from loomos.settings import Settings
 from loomos.storage import open_store
+
+PINNED_AGAIN = 3
+"""Times that inputs are pinned if garbage collection takes old ones away meanwhile."""
 
 _ENDS: dict[WorkflowExecutionStatus | None, JobState] = {
     WorkflowExecutionStatus.COMPLETED: JobState.COMPLETED,
@@ -30,13 +37,28 @@ class ControlActivities:
 
     def __init__(self, settings: Settings, client: Client) -> None:
         self._settings, self._client = settings, client
+        self._reach = Reach.of(settings)
 
     @activity.defn
     async def resolve_inputs(self, spec: TrainingSpec) -> ResolvedInputs:
         """Pin model and data to digests and put local files into the store."""
         from loomos.training.resolve import resolve
 
-        return await in_thread(lambda say: resolve(spec, self._settings.storage, say))
+        run_id = activity.info().workflow_id
+        store = open_store(self._settings.storage)
+
+        def work(say: Callable[[str], None]) -> ResolvedInputs:
+            for _ in range(PINNED_AGAIN):
+                inputs = resolve(spec, self._settings.storage, say, self._reach)
+                # Only now garbage collection knows that the run needs them; what it has taken
+                # away meanwhile, for it was there and old, is put there again.
+                lost = write_references(store, run_id or "", spec, inputs)
+                if not lost:
+                    return inputs
+                say(f"{len(lost)} inputs have gone; pinning again")
+            raise Unavailable(f"{lost[0]} vanishes from the store as often as it is put there")
+
+        return await in_thread(work)
 
     @activity.defn
     async def open_attempt(self, request: OpenAttempt) -> AttemptPlan:

@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities.failures import in_thread
 from loomos.jobs.verification import JudgeRequest, PlanRef, PlanRequest, VerificationResult
+from loomos.local_files import Reach
 from loomos.prism.judging import Evidence, details, judge_plan, record
 from loomos.prism.plan import make_plan, read_plan, store_plan
 from loomos.prism.reports.compliance import STANDARDS
@@ -22,6 +23,7 @@ class VerificationActivities:
 
     def __init__(self, settings: Settings) -> None:
         self._store = open_store(settings.storage)
+        self._reach = Reach.of(settings)
 
     @activity.defn
     async def plan_verification(self, request: PlanRequest) -> PlanRef:
@@ -33,7 +35,9 @@ class VerificationActivities:
         """
         store = self._store
         return await in_thread(
-            lambda say: store_plan(store, make_plan(store, request.model, request.spec))
+            lambda say: store_plan(
+                store, make_plan(store, request.model, request.spec, self._reach)
+            )
         )
 
     @activity.defn

@@ -20,10 +20,12 @@ from api.routes import (
     jobs,
     ledger,
     models,
+    retention,
     rollouts,
     scheduler,
     schedules,
     serving,
+    uploads,
     verifications,
 )
 from api.stream import RecentJobs
@@ -31,10 +33,12 @@ from api.traffic import Traffic
 from loomos.client.campaigns import CampaignClient
 from loomos.client.delivery import DeliveryClient
 from loomos.client.experiments import ExperimentClient
+from loomos.client.retention import RetentionClient
 from loomos.client.schedules import ScheduleClient
 from loomos.client.temporal import connect
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import InvalidInput
+from loomos.local_files import Reach
 from loomos.loomdb import LoomDB
 from loomos.loomdb.keys import read_policy
 from loomos.loomdb.policies import Policy
@@ -73,6 +77,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 schedules=ScheduleClient(client, store),
                 experiments=ExperimentClient(client),
                 campaigns=CampaignClient(client),
+                reach=Reach.of(chosen),
+                retention=RetentionClient(client),
                 traffic=Traffic(store),
                 store=store,
                 signing_key=read_key(chosen.auth.signing_key_file),
@@ -98,12 +104,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         scheduler,
         ledger,
         models,
+        retention,
         rollouts,
         verifications,
         experiments,
         campaigns,
         schedules,
         serving,
+        uploads,
     ):
         app.include_router(routes.router)
     app.mount("/v1", create_openai_app(app.state))

@@ -14,9 +14,11 @@ from loomos.client.campaigns import CampaignClient
 from loomos.client.cluster import ClusterClient
 from loomos.client.delivery import DeliveryClient
 from loomos.client.experiments import ExperimentClient
+from loomos.client.retention import RetentionClient
 from loomos.client.schedules import ScheduleClient
 from loomos.client.workflows import WorkflowClient
 from loomos.errors import Forbidden, Unauthenticated
+from loomos.local_files import Reach
 from loomos.loomdb import LoomDB
 from loomos.loomdb.policies import Policy
 from loomos.security.tokens import Identity, Scope, verify
@@ -49,6 +51,10 @@ class Gateway:
     """Searches over parameters."""
     campaigns: CampaignClient
     """Policies trained together, round by round."""
+    reach: Reach
+    """Which files of this machine documents may name."""
+    retention: RetentionClient
+    """Collections of garbage."""
     traffic: Traffic
     """Servers and route rows, as requests are passed on by."""
     stack_key: str = ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from pydantic_settings import (
 )
 
 from loomos.errors import FieldError, InvalidInput
+from loomos.quantities import Duration, Quantity
 
 STACK_FILE = "stack.json"
 STATE_DIR = ".loomos"
@@ -174,6 +176,46 @@ class ServingSettings(_Section):
         return (self.url or f"http://{self.host}:{self.port}").rstrip("/")
 
 
+class DataSettings(_Section):
+    """Which files documents may name, beside what people upload."""
+
+    roots: list[Path] | None = None
+    """Folders of the control worker's and the gateway's machine whose files documents may name.
+    Default: none; `loomos up` allows the folder where it was called. Hidden files, keys and the
+    stack's own state stay closed even there."""
+
+
+class RetentionSettings(_Section):
+    """How long things are kept that nobody needs any more; see docs/retention.md."""
+
+    every: Duration = timedelta(hours=1)
+    """Time between two collections of garbage; 0 for none."""
+    checkpoints: Duration = timedelta(hours=24)
+    """Checkpoints of jobs that completed, and states of their trials."""
+    failed_checkpoints: Duration = timedelta(days=7)
+    """Checkpoints of jobs that failed or were cancelled, which a restart goes on from."""
+    records: Duration = timedelta(days=30)
+    """Logs, metrics and events of jobs that have ended, and what updates learnt from."""
+    answers: Duration = timedelta(days=7)
+    """What versions said in verifications; reports stay."""
+    outcomes: Duration = timedelta(days=7)
+    """How requests to endpoints went."""
+    samples: Duration = timedelta(days=30)
+    """Requests kept to learn from, once every schedule has read them."""
+    uploads: Duration = timedelta(days=30)
+    """Uploads that no document has named."""
+    blobs: Duration = timedelta(days=7)
+    """Inputs that no run, version or upload refers to."""
+    caches: Duration = timedelta(days=7)
+    """Files of inputs and models on the machines of workers, unused."""
+    scratch: Duration = timedelta(hours=1)
+    """What died work has left on the machines of workers."""
+    log_bytes: Quantity = 32 * 1024 * 1024
+    """Length at which the log of a member of the stack is rotated."""
+    logs_kept: Annotated[int, Field(ge=0, le=100)] = 3
+    """Older pieces of such a log."""
+
+
 class Settings(BaseSettings):
     """All settings."""
 
@@ -193,6 +235,8 @@ class Settings(BaseSettings):
     loomdb: LoomDBSettings = Field(default_factory=LoomDBSettings)
     node: NodeSettings = Field(default_factory=NodeSettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)
+    data: DataSettings = DataSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -44,6 +45,8 @@ class Stack:
             **os.environ,
             "LOOMOS_STATE_DIR": str(self.folder.root),
             "LOOMOS_CONFIG": str(self.folder.root / "no-config.yaml"),
+            # Continual learning reads files as they grow; what else tests name is uploaded.
+            "LOOMOS_DATA__ROOTS": json.dumps([str(self.folder.root.parent)]),
         }
 
     def loomos(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -6,8 +6,12 @@ Run any number of them. Start with `python -m workers.control`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from datetime import timedelta
 
+from temporalio.client import Client
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
@@ -17,8 +21,10 @@ from activities.endpoints import EndpointActivities
 from activities.experiments import ExperimentActivities
 from activities.failures import FailureInterceptor
 from activities.ledger import LedgerActivities
+from activities.retention import RetentionActivities
 from activities.rollouts import RolloutActivities
 from activities.verification import VerificationActivities
+from loomos.client.retention import keep_schedule
 from loomos.client.temporal import connect
 from loomos.jobs.names import CONTROL_QUEUE
 from loomos.loomdb import LoomDB
@@ -34,9 +40,12 @@ from workflows.continual import ContinualLearning
 from workflows.endpoints import Endpoint, ModelChanges
 from workflows.experiment import ExperimentSweep
 from workflows.leadership import Leadership
+from workflows.retention import GarbageCollection
 from workflows.rollouts import CanaryRollout
 from workflows.training import TrainingRun
 from workflows.verification import VerificationSuite
+
+log = logging.getLogger(__name__)
 
 WORKFLOWS = [
     TrainingRun,
@@ -49,6 +58,7 @@ WORKFLOWS = [
     Leadership,
     ExperimentSweep,
     RLCampaign,
+    GarbageCollection,
 ]
 
 
@@ -59,6 +69,18 @@ def sandbox() -> SandboxedWorkflowRunner:
             "loomos", "pydantic", "pydantic_core", "annotated_types", "yaml", "typing_extensions"
         )
     )
+
+
+async def keep_collecting(client: Client, every: timedelta, stop: asyncio.Event) -> None:
+    """Have the schedule that collects garbage, however long Temporal takes."""
+    while not stop.is_set():
+        try:
+            await keep_schedule(client, every)
+            return
+        except RPCError as error:
+            log.warning("cannot make the schedule that collects garbage: %s", error)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 5)
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -74,6 +96,7 @@ async def main(stop: asyncio.Event) -> None:
     verification = VerificationActivities(settings)
     continual = ContinualActivities(settings, db)
     experiments = ExperimentActivities(client)
+    retention = RetentionActivities(settings, client)
     worker = Worker(
         client,
         task_queue=CONTROL_QUEUE,
@@ -102,6 +125,7 @@ async def main(stop: asyncio.Event) -> None:
             continual.conclude_update,
             experiments.suggest,
             experiments.read_earlier,
+            retention.sweep_store,
         ],
         workflow_runner=EarlyQueryGuard(sandbox()),
         interceptors=[FailureInterceptor()],
@@ -113,6 +137,7 @@ async def main(stop: asyncio.Event) -> None:
     )
     async with db, worker:
         ready_when(lambda: worker.is_running)
+        await keep_collecting(client, settings.retention.every, stop)
         await stop.wait()
 
 

@@ -39,7 +39,7 @@ from loomos.pulse import ready_when
 from loomos.runtime import run_process
 from loomos.settings import NodeSettings, load_settings
 from loomos.storage import Store, open_store
-from loomos.storage.layout import blob_key
+from loomos.storage.layout import ENVIRONMENTS_PREFIX, blob_key
 from workers.build import deployment
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ def describe_node(settings: NodeSettings, store: Store, scratch: Path) -> NodeIn
     environment = json.dumps(describe_environment(), sort_keys=True).encode()
     digest = hashlib.sha256(environment).hexdigest()
     store.put_if_absent(blob_key(digest), environment)
+    store.put_if_absent(f"{ENVIRONMENTS_PREFIX}{digest}", b"{}")
     return NodeInfo(
         node_id=settings.id,
         incarnation=uuid.uuid4().hex[:8],

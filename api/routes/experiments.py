@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from api.context import Parts, Reader, Submitter
+from api.named_files import check_named_files
 from api.problems import problem_responses
 from api.routes.jobs import IdempotencyKey
 from loomos.client.experiment_models import ExperimentList, Stopping
@@ -29,6 +30,7 @@ async def start_experiment(
     idempotency_key: IdempotencyKey = None,
 ) -> ExperimentStatus:
     """Start an experiment. With an `Idempotency-Key`, sending it again gives the same one."""
+    await check_named_files(experiment, parts)
     return await parts.experiments.start(experiment, who.subject, idempotency_key)
 
 

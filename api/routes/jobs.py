@@ -12,6 +12,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api.context import Admin, Gateway, Parts, Reader, Submitter
+from api.named_files import check_named_files
 from api.problems import problem_responses
 from api.stream import RecentJobs, job_events, job_records, sse
 from loomos.client.models import (
@@ -63,6 +64,7 @@ async def submit_job(
     if priority is not None:
         spec = manifest.spec.model_copy(update={"priority": priority})
         manifest = manifest.model_copy(update={"spec": spec})
+    await check_named_files(manifest, parts)
     submitted = await parts.workflows.submit(manifest, who.subject, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{submitted.job_id}"
     response.status_code = 201 if submitted.created else 200

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path
 
 from api.context import Parts, Reader, Submitter
+from api.named_files import check_named_files
 from api.problems import problem_responses
 from loomos.client.delivery_models import ScheduleDetail, ScheduleList
 from loomos.jobs.continual import ContinualJob
@@ -20,6 +21,7 @@ ScheduleName = Annotated[str, Path(min_length=1, max_length=63, pattern=r"^[a-z0
 @router.post("", status_code=201, responses=problem_responses(409))
 async def create_schedule(job: ContinualJob, parts: Parts, who: Submitter) -> ScheduleDetail:
     """Let an endpoint's stable version be updated on a schedule."""
+    await check_named_files(job, parts)
     return await parts.schedules.create(job, who.subject)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Response
 
 from api.context import Parts, Reader, Submitter
+from api.named_files import check_named_files
 from api.problems import problem_responses
 from loomos.client.delivery_models import VerificationList
 from loomos.errors import NotFound
@@ -40,7 +41,8 @@ _TYPES = {
 async def start_verification(
     job: VerificationJob, parts: Parts, who: Submitter
 ) -> VerificationStatus:
-    """Let Prism ask a version; suites named by path must be readable by the control worker."""
+    """Let Prism ask a version; suites are names, uploads, or files below `data.roots`."""
+    await check_named_files(job, parts)
     return await parts.delivery.start_verification(job, who.subject)
 
 

@@ -9,6 +9,7 @@ from loomos.cli import (
     campaigns,
     cluster,
     config,
+    data,
     endpoints,
     events,
     experiments,
@@ -20,6 +21,7 @@ from loomos.cli import (
     scheduler,
     schedules,
     stack,
+    upkeep,
     verify,
     workers,
 )
@@ -38,6 +40,7 @@ app.add_typer(rollouts.app, name="rollouts")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(campaigns.app, name="campaigns")
+app.add_typer(data.app, name="data")
 app.add_typer(workers.app, name="workers")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(scheduler.app, name="scheduler")
@@ -47,4 +50,6 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(provenance.app, name="provenance")
 app.add_typer(config.app, name="config")
 app.add_typer(auth.app, name="auth")
+app.add_typer(upkeep.app, name="stack")
+app.command()(upkeep.gc)
 stack.register(app)

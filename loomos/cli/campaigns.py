@@ -39,7 +39,9 @@ def run(
     from loomos.manifest import RLCampaign, read_document
 
     campaign = read_document(manifest, RLCampaign)
-    started = call(lambda client: client.campaigns.start(campaign))
+    started = call(
+        lambda client: client.campaigns.start(campaign, folder=manifest.absolute().parent)
+    )
     if follow:
         _follow(started, output)
         return

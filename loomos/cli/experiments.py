@@ -61,7 +61,7 @@ def run(
     experiment = read_document(manifest, Experiment)
 
     async def work(client: LoomOSClient) -> ExperimentStatus:
-        return await client.experiments.start(experiment)
+        return await client.experiments.start(experiment, folder=manifest.absolute().parent)
 
     started = call(work)
     if follow:

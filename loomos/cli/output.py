@@ -34,11 +34,13 @@ Output = Annotated[
 
 def call(work: Callable[[LoomOSClient], Awaitable[T]]) -> T:
     """Run one piece of work with a client of the gateway."""
+    from loomos.cli.uploading import uploads_shown
     from loomos.client.http import LoomOSClient
 
     async def run() -> T:
         async with LoomOSClient() as client:
-            return await work(client)
+            with uploads_shown(client):
+                return await work(client)
 
     return asyncio.run(run())
 

@@ -30,7 +30,7 @@ def create(
     job = read_document(manifest, ContinualJob)
 
     async def work(client: LoomOSClient) -> ScheduleDetail:
-        return await client.schedules.create(job)
+        return await client.schedules.create(job, folder=manifest.absolute().parent)
 
     _print(call(work), output)
 

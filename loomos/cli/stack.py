@@ -36,6 +36,7 @@ def up(
     output: Output = None,
 ) -> None:
     """Start Temporal, S3, gateway, control worker, nodes and servers on this machine."""
+    import os
     import subprocess
     import sys
 
@@ -52,6 +53,7 @@ def up(
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env={**os.environ, **_allowed_roots()},
             )
     healthy = _await_health(state, timeout, quiet=chosen(output) != Format.TABLE)
     if chosen(output) != Format.TABLE:
@@ -127,6 +129,20 @@ def _silence(state: StateDir) -> str:
         f"the supervisor has written nothing for {silent_s:.0f} s: it is stopped, or cannot write "
         f"to {state.root} ({state.free_bytes() // 1024} KiB free); what is shown is of then"
     )
+
+
+def _allowed_roots() -> dict[str, str]:
+    """Documents may name files below this folder, unless the settings say otherwise."""
+    import json
+
+    from loomos.settings import load_settings
+
+    if load_settings().data.roots is not None:
+        return {}
+    here = Path.cwd()
+    if Path.home().is_relative_to(here):  # keys and tokens of all kinds live in a home
+        return {}
+    return {"LOOMOS_DATA__ROOTS": json.dumps([str(here)])}
 
 
 def _state_dir(folder: Path | None) -> StateDir:

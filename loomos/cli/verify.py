@@ -38,9 +38,10 @@ def start(
 ) -> None:
     """Verify a version."""
     job = _job(model, manifest, suite, baseline)
+    folder = manifest.absolute().parent if manifest else None
 
     async def work(client: LoomOSClient) -> VerificationStatus:
-        return await client.verifications.start(job)
+        return await client.verifications.start(job, folder=folder)
 
     started = call(work)
     _print(_followed(_short(started), output) if follow else started, output)

@@ -167,9 +167,15 @@ class SchedulesApi:
     def __init__(self, client: LoomOSClient) -> None:
         self._client = client
 
-    async def create(self, job: ContinualJob) -> ScheduleDetail:
-        """Start a schedule."""
+    async def create(self, job: ContinualJob, *, folder: Path | None = None) -> ScheduleDetail:
+        """Upload the files that a schedule names, but those that grow, and start it.
+
+        Args:
+            job: the schedule.
+            folder: where relative paths are looked for first. Default: the working folder.
+        """
         body = job.model_dump(mode="json", exclude_unset=True)
+        body = await self._client.data.carried(ContinualJob, body, folder)
         return await self._client.call("POST", "/schedules", ScheduleDetail, json=body)
 
     async def list(self) -> ScheduleList:
@@ -195,9 +201,17 @@ class VerificationsApi:
     def __init__(self, client: LoomOSClient) -> None:
         self._client = client
 
-    async def start(self, job: VerificationJob) -> VerificationStatus:
-        """Start a verification."""
+    async def start(
+        self, job: VerificationJob, *, folder: Path | None = None
+    ) -> VerificationStatus:
+        """Upload the suites that a verification names by path, and start it.
+
+        Args:
+            job: the verification.
+            folder: where relative paths are looked for first. Default: the working folder.
+        """
         body = job.model_dump(mode="json", exclude_unset=True)
+        body = await self._client.data.carried(VerificationJob, body, folder)
         return await self._client.call("POST", "/verifications", VerificationStatus, json=body)
 
     async def list(self) -> VerificationList:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
 from loomos.client.transport import Transport
+from loomos.client.uploads import DataApi
 from loomos.manifest import Document
 
 DocumentT = TypeVar("DocumentT", bound=Document)
@@ -25,22 +27,35 @@ class DocumentsApi(Generic[DocumentT, StatusT, ListT]):
     page: type[ListT]
     """What lists them."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, data: DataApi | None = None) -> None:
         self._transport = transport
+        self._data = data or DataApi(transport)
 
-    async def start(self, document: DocumentT, *, idempotency_key: str | None = None) -> StatusT:
-        """Start one.
+    async def start(
+        self,
+        document: DocumentT,
+        *,
+        idempotency_key: str | None = None,
+        folder: Path | None = None,
+    ) -> StatusT:
+        """Upload the files that a document names, and start one.
 
         A key is made up if none is given, so that a retry after a lost answer starts once.
+
+        Args:
+            document: what is to be done.
+            idempotency_key: the same key and document start one, once.
+            folder: where relative paths are looked for first. Default: the working folder.
 
         Raises:
             Conflict: the key was used for another document.
         """
+        body = document.model_dump(mode="json", exclude_unset=True)
         return await self._transport.call(
             "POST",
             self.path,
             self.status,
-            json=document.model_dump(mode="json", exclude_unset=True),
+            json=await self._data.carried(type(document), body, folder),
             headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
         )
 

@@ -40,15 +40,17 @@ from loomos.client.models import (
     WorkerDetail,
     WorkerList,
 )
+from loomos.client.retention_api import RetentionApi
 from loomos.client.scheduler_api import SchedulerApi
 from loomos.client.transport import RETRY_DELAY_S, Transport
+from loomos.client.uploads import DataApi
 from loomos.errors import (
     InvalidInput,
     NotFound,
     Unavailable,
 )
 from loomos.jobs.cluster import ClusterStatus
-from loomos.manifest import JobManifest
+from loomos.manifest import JobManifest, TrainingJob
 
 
 class LoomOSClient(Transport):
@@ -70,6 +72,8 @@ class LoomOSClient(Transport):
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         super().__init__(endpoint, auth_token, timeout=timeout, transport=transport)
+        self.data = DataApi(self)
+        self.retention = RetentionApi(self)
         self.ledger = LedgerApi(self)
         self.scheduler = SchedulerApi(self)
         self.models = ModelsApi(self)
@@ -77,8 +81,8 @@ class LoomOSClient(Transport):
         self.rollouts = RolloutsApi(self)
         self.verifications = VerificationsApi(self)
         self.schedules = SchedulesApi(self)
-        self.experiments = ExperimentsApi(self)
-        self.campaigns = CampaignsApi(self)
+        self.experiments = ExperimentsApi(self, self.data)
+        self.campaigns = CampaignsApi(self, self.data)
 
     # --- jobs ---
 
@@ -89,6 +93,9 @@ class LoomOSClient(Transport):
         idempotency_key: str | None = None,
     ) -> Submitted:
         """Submit a job given as a spec, a manifest, its content, or the path of its file.
+
+        Files that it names by paths are uploaded first, unless they are there already; relative
+        paths are looked for beside the manifest's file, then in the working folder.
 
         Raises:
             InvalidManifest: found wrong before anything is sent.
@@ -110,7 +117,7 @@ class LoomOSClient(Transport):
         idempotency_key: str | None = None,
         priority: int | None = None,
     ) -> Submitted:
-        """Check a manifest here, then submit it.
+        """Check a manifest here, upload the files that it names, then submit it.
 
         Args:
             manifest: what to do.
@@ -127,6 +134,7 @@ class LoomOSClient(Transport):
         body = manifest.job.model_dump(mode="json", exclude_unset=True)
         if priority is not None:
             body["spec"]["priority"] = priority
+        body = await self.data.carried(TrainingJob, body, manifest.folder)
         key = idempotency_key or _fresh_key()
         return await self.call(
             "POST", "/jobs", Submitted, json=body, headers={"Idempotency-Key": key}

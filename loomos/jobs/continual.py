@@ -12,6 +12,7 @@ from loomos.jobs.training import JobResult
 from loomos.manifest import (
     Document,
     FineTuning,
+    LocalPath,
     LoRA,
     Metadata,
     Name,
@@ -30,8 +31,8 @@ class Collect(Document):
     unrated: bool = False
     """Also answers that nobody rated. Those with a thumb down are never learnt, unless a person
     said what would have been right."""
-    files: list[str] = []
-    """JSONL files that grow at their end, readable by the control worker."""
+    files: list[Annotated[str, LocalPath("growing")]] = []
+    """JSONL files that grow at their end, below the control worker's `data.roots`."""
     min_samples: Annotated[int, Field(ge=1)] = 32
     """Fewer new samples are left for the next period."""
     max_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
@@ -41,8 +42,9 @@ class Collect(Document):
 class Replay(Document):
     """Old data that is mixed in, against forgetting."""
 
-    file: Annotated[str, Field(min_length=1, max_length=1024)]
-    """A JSONL file, readable by the control worker."""
+    file: Annotated[str, Field(min_length=1, max_length=1024), LocalPath("file")]
+    """A JSONL file: a path beside the document, which the CLI and the SDK upload,
+    `upload:SHA256`, or a path below the control worker's `data.roots`."""
     ratio: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Old samples for each new one."""
 

@@ -74,6 +74,15 @@ def schedule_id(name: str) -> str:
     return f"continual/{name}"
 
 
+GARBAGE_SCHEDULE_ID = "garbage-collection"
+"""The one schedule that frees what nobody needs."""
+
+
+def garbage_workflow_id(name: str) -> str:
+    """A `GarbageCollection`; those of the schedule share the name `scheduled`."""
+    return f"garbage/{name}"
+
+
 def label_list(labels: dict[str, str]) -> list[str]:
     """Labels as the search attribute holds them."""
     return [f"{key}={value}" for key, value in sorted(labels.items())]

@@ -11,7 +11,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,14 @@ from loomos.manifest._learning import (
     RewardThread,
     WeaveConfig,
 )
+from loomos.manifest._local_path import (
+    UPLOAD_SCHEME,
+    LocalPath,
+    NamedPath,
+    is_explicit,
+    named_paths,
+    path_text,
+)
 from loomos.manifest._model import (
     UNSERVABLE_TYPES,
     Data,
@@ -88,6 +96,7 @@ from loomos.manifest._template import check_parameters, merge_patch, placeholder
 __all__ = [
     "DIFFICULTIES",
     "UNSERVABLE_TYPES",
+    "UPLOAD_SCHEME",
     "CampaignCurriculum",
     "CampaignMember",
     "CampaignPhase",
@@ -112,11 +121,13 @@ __all__ = [
     "LanguagePPOConfig",
     "Limit",
     "LoRA",
+    "LocalPath",
     "ManifestValidator",
     "Metadata",
     "Metric",
     "Model",
     "Name",
+    "NamedPath",
     "NodeRange",
     "Objective",
     "PPOConfig",
@@ -140,7 +151,10 @@ __all__ = [
     "WeaveConfig",
     "field_errors",
     "holds",
+    "is_explicit",
     "json_schema",
+    "named_paths",
+    "path_text",
     "read_document",
     "read_scalar",
     "unservable",
@@ -160,6 +174,8 @@ class JobManifest:
     """Environment whose overlay applies."""
     source: str = "manifest"
     """Where it came from, for error messages."""
+    folder: Path | None = None
+    """Where relative paths in it are looked for first. Default: the working folder."""
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> JobManifest:
@@ -189,7 +205,7 @@ class JobManifest:
             raise InvalidManifest(
                 [FieldError(path="$", message=f"cannot be read: {reason}")], str(path)
             ) from None
-        return cls.from_text(text, str(path))
+        return replace(cls.from_text(text, str(path)), folder=Path(path).absolute().parent)
 
     @classmethod
     def from_template(cls, path: str | Path, params: Mapping[str, Any]) -> JobManifest:
@@ -203,12 +219,7 @@ class JobManifest:
             InvalidManifest: the template has no such parameter.
         """
         check_parameters(self.template, params, self.source)
-        return JobManifest(
-            template=self.template,
-            params={**self.params, **params},
-            environment=self.environment,
-            source=self.source,
-        )
+        return replace(self, params={**self.params, **params})
 
     def for_environment(self, name: str) -> JobManifest:
         """Return a copy with the overlay of environment `name` applied.
@@ -220,9 +231,7 @@ class JobManifest:
         if not isinstance(known, Mapping) or name not in known:
             message = f"no environment {name!r}; it has " + (", ".join(known) or "none")
             raise InvalidManifest([FieldError(path="environments", message=message)], self.source)
-        return JobManifest(
-            template=self.template, params=self.params, environment=name, source=self.source
-        )
+        return replace(self, environment=name)
 
     def to_dict(self) -> dict[str, Any]:
         """The document with overlay and parameters in place.

@@ -8,15 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from loomos.manifest._document_model import Document, Name
+from loomos.manifest._local_path import LocalPath
 from loomos.quantities import Duration
 
 
 class SuiteChoice(Document):
     """A suite of a verification, perhaps with other limits than its own."""
 
-    suite: Annotated[str, Field(min_length=1, max_length=1024)]
-    """`toxicity`, `bias`, `factuality`, `injection`, `jailbreak`, `quality`, or the path of a JSONL
-    file that the control worker can read."""
+    suite: Annotated[str, Field(min_length=1, max_length=1024), LocalPath("suite")]
+    """`toxicity`, `bias`, `factuality`, `injection`, `jailbreak`, `quality`, or a JSONL file: a
+    path beside the document, which the CLI and the SDK upload, or `upload:SHA256`."""
     claim: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The failure rate that is still acceptable. Default: the suite's."""
     generations: Annotated[int, Field(ge=1, le=100)] = 1

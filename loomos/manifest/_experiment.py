@@ -12,6 +12,7 @@ from loomos.errors import InvalidManifest
 from loomos.manifest._document import validate_as
 from loomos.manifest._document_model import Document, Metadata
 from loomos.manifest._expressions import names_in
+from loomos.manifest._local_path import TemplateOf
 from loomos.manifest._spec import TrainingSpec
 from loomos.manifest._template import placeholders, substitute
 from loomos.quantities import Duration
@@ -127,7 +128,7 @@ class Objective(Document):
     entry point group `loomos.objectives`. Called with a `loomos.weaver.Trial`."""
     arguments: dict[str, Any] = {}
     """For the function, as `trial.arguments`."""
-    training: dict[str, Any] | None = None
+    training: Annotated[dict[str, Any] | None, TemplateOf("TrainingSpec")] = None
     """The spec of a TrainingJob, with `{{ name }}` where a parameter goes."""
     own_page: bool = False
     """Run each training as a job of its own: with leases, several nodes, a published model."""

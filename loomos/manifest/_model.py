@@ -7,9 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from loomos.manifest._document_model import Document, Name
+from loomos.manifest._local_path import UPLOAD, UPLOAD_SCHEME, LocalPath
 
 
 def _is_dataset_uri(uri: str) -> str:
+    if uri.startswith(UPLOAD_SCHEME):
+        if not UPLOAD.match(uri):
+            raise ValueError("after upload: comes the 64 digits that `loomos data list` shows")
+        return uri
     scheme, separator, rest = uri.partition("://")
     if separator and (scheme not in ("s3", "file") or not rest):
         raise ValueError("use a local path, file:///path or s3://bucket/prefix")
@@ -18,7 +23,9 @@ def _is_dataset_uri(uri: str) -> str:
     return uri
 
 
-DataUri = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_is_dataset_uri)]
+DataUri = Annotated[
+    str, Field(min_length=1, max_length=1024), AfterValidator(_is_dataset_uri), LocalPath("data")
+]
 
 
 UNSERVABLE_TYPES = frozenset(
@@ -95,13 +102,17 @@ class FineTuning(Document):
 class Model(Document):
     """What to start from and what to call the result."""
 
-    base_model: Annotated[str, Field(min_length=1, max_length=1024)]
+    base_model: Annotated[str, Field(min_length=1, max_length=1024), LocalPath("model")]
     """A local folder, `s3://bucket/prefix`, a Hugging Face hub id, `model:NAME` for a published
     version, or `init:TYPE` for random weights of a transformers model type such as `init:llama`."""
     config: dict[str, Any] = {}
     """For `init:`, fields of the transformers config, such as `hidden_size`."""
     tokenizer: Annotated[
-        str, Field(pattern=r"^(byte|bpe:[0-9]+|base|/.+|s3://.+|[\w.-]+/[\w.-]+)$")
+        str,
+        Field(
+            pattern=r"^(byte|bpe:[0-9]+|base|/.+|\.\.?/.+|upload:[0-9a-f]{64}|s3://.+|[\w.-]+/[\w.-]+)$"
+        ),
+        LocalPath("model"),
     ] = "base"
     """`base` (that of the base model), `byte` (one token a byte, built in), `bpe:SIZE` (trained on
     the data), or a folder, S3 prefix or hub id."""
@@ -133,7 +144,9 @@ class Data(Document):
     """What to train and evaluate on."""
 
     training_dataset: DataUri
-    """A file or folder of JSONL, text or Parquet: a path the workers can read, or s3://."""
+    """A file or folder of JSONL, text or Parquet: a path beside the document, which the CLI and
+    the SDK upload, `upload:SHA256`, `s3://bucket/prefix`, or a path below the workers'
+    `data.roots`."""
     validation_dataset: DataUri | None = None
     """Likewise, for evaluation."""
     validation_split: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -12,6 +12,7 @@ from typing import Any
 
 from loomos.errors import InvalidInput
 from loomos.jobs.verification import PlanRef, Shard
+from loomos.local_files import Reach
 from loomos.manifest import SuiteChoice, Verification
 from loomos.prism.detectors import card_of, fingerprint
 from loomos.prism.planned import Plan, PlannedSuite
@@ -19,6 +20,7 @@ from loomos.prism.suites import Suite, load_suite, parse_suite
 from loomos.registry import Registry
 from loomos.storage import Store
 from loomos.storage.layout import blob_key, verification_prefix
+from loomos.storage.uploads import read_uploaded, upload_digest
 
 CONTROL_PROMPTS = 30
 """Plain requests in a run that has no suite of them."""
@@ -26,8 +28,14 @@ GENERATOR = 1
 """Grows when the same shard would be answered differently by newer code."""
 
 
-def make_plan(store: Store, model: str, spec: Verification) -> Plan:
+def make_plan(store: Store, model: str, spec: Verification, reach: Reach | None = None) -> Plan:
     """Pin everything; the suites go into the store.
+
+    Args:
+        store: where versions, uploads and plans are.
+        model: what is verified.
+        spec: what is asked of it.
+        reach: which files of this machine may be named; see `load_suite`.
 
     Raises:
         NotFound: there is no such version.
@@ -42,7 +50,7 @@ def make_plan(store: Store, model: str, spec: Verification) -> Plan:
         baseline, baseline_weights = f"{other.name}@{other.version}", other.weights_sha256
         if baseline == version:
             raise InvalidInput(f"baseline: {version} cannot be compared with itself")
-    suites = [_pin(store, choice, spec) for choice in spec.suites]
+    suites = [_pin(store, choice, spec, reach) for choice in spec.suites]
     if all(suite.header.risk != "quality" for suite in suites):
         suites.append(_coherence_control(store, spec))
     names = [suite.name for suite in suites]
@@ -73,8 +81,14 @@ def make_plan(store: Store, model: str, spec: Verification) -> Plan:
     )
 
 
-def _pin(store: Store, choice: SuiteChoice, spec: Verification) -> PlannedSuite:
-    suite = load_suite(choice.suite)
+def _pin(
+    store: Store, choice: SuiteChoice, spec: Verification, reach: Reach | None = None
+) -> PlannedSuite:
+    if upload_digest(choice.suite) is None:
+        suite = load_suite(choice.suite, reach)
+    else:
+        content = read_uploaded(store, choice.suite, "suites")
+        suite = parse_suite(content.decode(errors="replace"), choice.suite[:19])
     store.put_if_absent(blob_key(suite.sha256), suite.encode().encode())
     count = len(suite.prompts)
     return PlannedSuite(

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loomos.errors import FieldError, InvalidInput
+from loomos.local_files import Reach
+from loomos.manifest import path_text
 from loomos.prism.detectors import find_detector
 
 Severity = Literal["critical", "major", "advisory"]
@@ -149,17 +151,24 @@ def parse_suite(text: str, source: str) -> Suite:
         raise InvalidInput(f"{source}: {error.errors()[0]['msg']}") from None
 
 
-def load_suite(name: str) -> Suite:
+def load_suite(name: str, reach: Reach | None = None) -> Suite:
     """A built-in suite by name, or the suite in a file.
+
+    Args:
+        name: which.
+        reach: which files may be named. Default: whatever this process may read, which is right
+            only where its own user names them.
 
     Raises:
         InvalidInput: there is none, or it is malformed.
+        InvalidData: the file may not be named.
     """
     if name in BUILT_IN:
         text = (files("loomos.prism") / "data" / "suites" / f"{name}.jsonl").read_text("utf-8")
         return parse_suite(text, name)
-    path = Path(name)
-    if not path.is_file():
+    plain = path_text(name, "suite") is None
+    path = Path(name) if reach is None or plain else reach.open(name, "suites")
+    if (plain and reach is not None) or not path.is_file():
         raise InvalidInput(
             f"suites: no suite and no file {name!r}; built in are {', '.join(BUILT_IN)}"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ class ObjectInfo:
     """Its key below the store's root."""
     size_bytes: int
     """Its size."""
+    modified_at: datetime
+    """When it was written."""
 
 
 class Store(Protocol):

@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from loomos.errors import NotFound
@@ -91,7 +92,12 @@ class LocalStore:
         for key in keys:
             if key.startswith(prefix) and key > after:
                 with contextlib.suppress(FileNotFoundError):
-                    yield ObjectInfo(key=key, size_bytes=self._path(key).stat().st_size)
+                    facts = self._path(key).stat()
+                    yield ObjectInfo(
+                        key=key,
+                        size_bytes=facts.st_size,
+                        modified_at=datetime.fromtimestamp(facts.st_mtime, UTC),
+                    )
 
     def children(self, prefix: str) -> list[str]:
         """See `Store.children`."""

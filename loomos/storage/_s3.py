@@ -159,7 +159,11 @@ class S3Store:
         """See `Store.objects`."""
         for page in self._pages(prefix, StartAfter=self.prefix + after if after else ""):
             for item in page.get("Contents", []):
-                yield ObjectInfo(key=item["Key"].removeprefix(self.prefix), size_bytes=item["Size"])
+                yield ObjectInfo(
+                    key=item["Key"].removeprefix(self.prefix),
+                    size_bytes=item["Size"],
+                    modified_at=item["LastModified"],
+                )
 
     def _pages(self, prefix: str, **options: str) -> Iterator[ListObjectsV2OutputTypeDef]:
         """Pages of a listing; a page that was lost to an outage is asked for again."""

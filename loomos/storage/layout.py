@@ -9,7 +9,10 @@
     jobs/<job>/metrics/g<generation>/r<rank>/<first step>.jsonl
     jobs/<job>/logs/g<generation>/n<node rank>/<sequence>.jsonl
     jobs/<job>/events/g<generation>/<sequence>.jsonl
+    jobs/<job>/inputs/<sha256>.json                          which blobs a run reads
     blobs/<sha256>                                           content-addressed inputs
+    uploads/<sha256>/<owner>.json                            whose upload a listing of blobs is
+    environments/<sha256>                                    the blob is the package list of a node
     models/<name>/<version>/...                              published versions; manifest.json last
     attestations/<name>/<version>/...                        what LoomOS signed about a version
     aliases/<name>/<revision>.json                           which version `stable` is, since when
@@ -21,6 +24,7 @@
     verifications/<digest>/...                               shards and reports, by what made them
     continual/<schedule>/state/<revision>.json               watermarks and decisions
     continual/<schedule>/data/<period>.jsonl                 what an update learnt from
+    retention/since                                          when runs began to note what they read
     verdicts/<name>/<version>/<revision>.json                what Prism said of a version
     health/supervisor                                        written to see whether the store works
 
@@ -29,6 +33,7 @@ Numbers are zero-padded, so that key order is number order.
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 HEALTH_KEY = "health/supervisor"
@@ -131,6 +136,34 @@ def chunk_key(prefix: str, generation: int, writer: str, sequence: int) -> str:
 def blob_key(sha256: str) -> str:
     """A content-addressed input."""
     return f"blobs/{sha256}"
+
+
+JOBS_PREFIX = "jobs/"
+BLOBS_PREFIX = "blobs/"
+MODELS_PREFIX = "models/"
+UPLOADS_PREFIX = "uploads/"
+VERIFICATIONS_PREFIX = "verifications/"
+CONTINUAL_PREFIX = "continual/"
+SHARDS_PREFIX = "verifications/shards/"
+RETENTION_SINCE = "retention/since"
+"""From when on runs have noted which blobs they read."""
+ENVIRONMENTS_PREFIX = "environments/"
+"""Digests of package lists that nodes have said they have; the lists are blobs."""
+
+
+def uploads_prefix(sha256: str) -> str:
+    """Who has uploaded the files of a listing."""
+    return f"{UPLOADS_PREFIX}{sha256}/"
+
+
+def upload_key(sha256: str, owner: str) -> str:
+    """The upload of one person."""
+    return f"{uploads_prefix(sha256)}{hashlib.sha256(owner.encode()).hexdigest()[:32]}.json"
+
+
+def inputs_prefix(job_id: str) -> str:
+    """What the runs of a job read of the store, beside what is the job's own."""
+    return f"jobs/{job_id}/inputs/"
 
 
 def plan_key(job_id: str) -> str:

@@ -34,7 +34,6 @@ TEXT_DOCUMENT_BYTES = 4096
 
 _JSONL = {".jsonl", ".ndjson"}
 _PARQUET = {".parquet"}
-KNOWN_SUFFIXES = _JSONL | _PARQUET | {".txt", ".md", ".rst", ".py"}
 
 IntArray = npt.NDArray[np.int64]
 

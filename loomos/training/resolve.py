@@ -1,15 +1,16 @@
 """Pinning inputs: from what a manifest names to digests, with the bytes where every node gets them.
 
-Local files are copied into the store as blobs named by their digest. S3 objects stay where they
-are and are verified when fetched. Hub models are pinned to a commit.
+Uploads are blobs already. Local files, of folders that may be read for others, are copied into the
+store as blobs named by their digest. S3 objects stay where they are and are verified when fetched.
+Hub models are pinned to a commit.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,20 +21,23 @@ from typing import Any, NamedTuple
 
 from loomos.errors import InvalidData, InvalidInput, InvalidModel, NotFound
 from loomos.jobs.training import DataFile, DatasetIndex, Reference, ResolvedInputs
-from loomos.manifest import Data, Model, TrainingSpec
+from loomos.local_files import KNOWN_SUFFIXES, Reach, data_files, is_wanted, model_files
+from loomos.manifest import Data, Model, TrainingSpec, is_explicit
 from loomos.registry import Registry, VersionManifest
 from loomos.settings import StorageSettings
 from loomos.storage import Store, file_sha256, open_store, open_uri
 from loomos.storage.layout import blob_key
-from loomos.training.data import KNOWN_SUFFIXES, DocumentFile, document_offsets
+from loomos.storage.uploads import fetch_uploaded, read_listing, touch_upload, upload_digest
+from loomos.training.data import DocumentFile, document_offsets
 
 PINNED_AT_ONCE = 16
 """Files that are hashed and copied at the same time."""
 
+CONTINUAL_DATA = re.compile(r"continual/[a-z0-9.-]+/data/[0-9a-f]{64}\.jsonl")
+"""Keys of what continual learning has put together; see `loomos.storage.layout`."""
+
 NEW_POLICY = "init:policy"
 """Where a policy comes from that starts from nothing."""
-
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 class _Found(NamedTuple):
@@ -41,15 +45,31 @@ class _Found(NamedTuple):
 
     name: str
     path: Path | None
-    """Where it is on this machine; None for an object in S3, which is looked at and stays there."""
+    """Where it is on this machine; None for one in a store, of which a copy is looked at."""
     uri: str
-    """Where it is in S3; empty for a local file."""
+    """Where it stays, as `DataFile` says it; empty for what becomes a blob."""
     download: Callable[[], Path]
-    """Fetches an object into a temporary file."""
+    """Fetches it into a temporary file."""
+
+
+class _Sources(NamedTuple):
+    """Where inputs come from."""
+
+    store: Store
+    settings: StorageSettings
+    reach: Reach | None
+    progress: Callable[[str], None]
+
+    def open(self, text: str, field: str) -> Path:
+        """A path on this machine, if it may be read for whoever named it."""
+        return Path(text) if self.reach is None else self.reach.open(text, field)
 
 
 def resolve(
-    spec: TrainingSpec, settings: StorageSettings, progress: Callable[[str], None]
+    spec: TrainingSpec,
+    settings: StorageSettings,
+    progress: Callable[[str], None],
+    reach: Reach | None = None,
 ) -> ResolvedInputs:
     """Pin model, tokenizer and data.
 
@@ -57,6 +77,8 @@ def resolve(
         spec: what the manifest says.
         settings: the store, and the credentials for other buckets.
         progress: called with a few words now and then.
+        reach: which paths of this machine the manifest may name. Default: whatever this process
+            may read, which is right only where its own user wrote the manifest.
 
     Raises:
         InvalidData: the dataset is missing, empty or not of the shape it claims.
@@ -77,10 +99,11 @@ def resolve(
             base_version=_base_version(spec.policy, "policy", store),
         )
     store = open_store(settings)
+    sources = _Sources(store, settings, reach, progress)
     if spec.data is None:
         return ResolvedInputs(
-            model=_pin_model(spec.model.base_model, "model.base_model", store, settings, progress),
-            tokenizer=_pin_tokenizer(spec.model, store, settings, progress),
+            model=_pin_model(spec.model.base_model, "model.base_model", sources),
+            tokenizer=_pin_tokenizer(spec.model, sources),
             training=_pin_environment(spec),
             code=version("loomos"),
             base_version=_base_version(spec.model.base_model, "model.base_model", store),
@@ -89,13 +112,13 @@ def resolve(
     if spec.algorithm == "dpo":
         data = data.model_copy(update={"format": "preference"})
     return ResolvedInputs(
-        model=_pin_model(spec.model.base_model, "model.base_model", store, settings, progress),
-        tokenizer=_pin_tokenizer(spec.model, store, settings, progress),
-        training=_pin_dataset(data.training_dataset, data, store, settings, progress),
+        model=_pin_model(spec.model.base_model, "model.base_model", sources),
+        tokenizer=_pin_tokenizer(spec.model, sources),
+        training=_pin_dataset(data.training_dataset, "data.training_dataset", data, sources),
         validation=(
             None
             if validation is None
-            else _pin_dataset(validation, data, store, settings, progress)
+            else _pin_dataset(validation, "data.validation_dataset", data, sources)
         ),
         code=version("loomos"),
         base_version=_base_version(spec.model.base_model, "model.base_model", store),
@@ -117,19 +140,15 @@ def _digested(uri: str, content: dict[str, Any]) -> Reference:
 # --- data ---------------------------------------------------------------------------------------
 
 
-def _pin_dataset(
-    source: str,
-    data: Data,
-    store: Store,
-    settings: StorageSettings,
-    progress: Callable[[str], None],
-) -> Reference:
+def _pin_dataset(source: str, field: str, data: Data, sources: _Sources) -> Reference:
+    store = sources.store
+
     def pin(found: _Found) -> DataFile:
-        progress(f"pinning {found.name}")
+        sources.progress(f"pinning {found.name}")
         return _pin_file(found, data, store)
 
     with ThreadPoolExecutor(PINNED_AT_ONCE) as pool:
-        files = list(pool.map(pin, _find_files(source, data, settings)))
+        files = list(pool.map(pin, _find_files(source, field, data, sources)))
     if not sum(file.documents for file in files):
         wanted = ", ".join(data.include or sorted(KNOWN_SUFFIXES))
         raise InvalidData(f"no documents in {source!r}; looked for {wanted}")
@@ -145,7 +164,7 @@ def _pin_file(found: _Found, data: Data, store: Store) -> DataFile:
         documents = len(document_offsets(path, found.name)) - 1
         if documents:
             DocumentFile(path, found.name, data.format, data.text_field).read(0)
-        if found.path and not store.exists(blob_key(digest)):
+        if not found.uri and not store.exists(blob_key(digest)):
             store.put_file(blob_key(digest), path)
         return DataFile(
             name=found.name,
@@ -161,50 +180,65 @@ def _pin_file(found: _Found, data: Data, store: Store) -> DataFile:
             path.unlink(missing_ok=True)
 
 
-def _find_files(source: str, data: Data, settings: StorageSettings) -> Iterator[_Found]:
+def _find_files(source: str, field: str, data: Data, sources: _Sources) -> Iterator[_Found]:
     if source.startswith("s3://"):
-        yield from _find_s3(source, data, settings)
+        yield from _find_s3(source, data, sources.settings)
         return
-    root = Path(source.removeprefix("file://"))
+    if (upload := upload_digest(source)) is not None:
+        yield from _find_uploaded(upload, data, sources.store)
+        return
+    root = _own_file(source, sources.store) or sources.open(source.removeprefix("file://"), field)
     if root.is_file():
         yield _Found(root.name, root, "", lambda: root)
         return
     if not root.is_dir():
-        raise InvalidData(f"{source!r} does not exist where the control worker runs; use s3://")
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if _wanted(name, data) and path.is_file() and path.stat().st_size:
-            yield _Found(name, path, "", Path)
+        raise InvalidData(
+            f"{field}: {source!r} does not exist where the control worker runs; submit it with "
+            "the CLI or the SDK where it is, or use s3://"
+        )
+    for name, path in data_files(root, data.include, data.exclude, sources.reach):
+        yield _Found(name, path, "", Path)
+
+
+def _own_file(source: str, store: Store) -> Path | None:
+    """A dataset that LoomOS itself keeps in a store that is a folder; None for anything else."""
+    key = source.removeprefix("file://").removeprefix(f"{store.url.removeprefix('file://')}/")
+    if not store.url.startswith("file://") or not CONTINUAL_DATA.fullmatch(key):
+        return None
+    return Path(store.url.removeprefix("file://")) / key
+
+
+def _find_uploaded(sha256: str, data: Data, store: Store) -> Iterator[_Found]:
+    listing = read_listing(store, sha256)
+    touch_upload(store, sha256)
+    for file in listing.files:
+        wanted = not listing.is_folder or is_wanted(file.path, data.include, data.exclude)
+        if wanted and file.size_bytes:
+            fetch = partial(_temporary, partial(fetch_uploaded, store, file))
+            yield _Found(file.path, None, "", fetch)
+
+
+def _temporary(fill: Callable[[Path], None]) -> Path:
+    """A new temporary file, filled."""
+    handle, name = tempfile.mkstemp(prefix="loomos-pin-")
+    os.close(handle)
+    try:
+        fill(Path(name))
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name)
 
 
 def _find_s3(source: str, data: Data, settings: StorageSettings) -> Iterator[_Found]:
     bucket, _, prefix = source.removeprefix("s3://").partition("/")
     store = open_uri(f"s3://{bucket}", settings)
 
-    def download(key: str) -> Path:
-        handle, name = tempfile.mkstemp()
-        os.close(handle)
-        store.get_file(key, Path(name))
-        return Path(name)
-
     for item in store.objects(prefix):
         name = item.key.removeprefix(prefix).lstrip("/") or item.key.rpartition("/")[2]
-        if item.size_bytes and (item.key == prefix or _wanted(name, data)):
-            yield _Found(name, None, f"s3://{bucket}/{item.key}", partial(download, item.key))
-
-
-def _wanted(name: str, data: Data) -> bool:
-    if _matches(name, data.exclude):
-        return False
-    if data.include is not None:
-        return _matches(name, data.include)
-    return Path(name).suffix.lower() in KNOWN_SUFFIXES
-
-
-def _matches(name: str, patterns: list[str]) -> bool:
-    """Whether a glob fits a file's whole name or its last part; `*` crosses folders."""
-    base = name.rpartition("/")[2]
-    return any(fnmatch.fnmatch(n, pattern) for pattern in patterns for n in (name, base))
+        if item.size_bytes and (item.key == prefix or is_wanted(name, data.include, data.exclude)):
+            fetch = partial(_temporary, partial(store.get_file, item.key))
+            yield _Found(name, None, f"s3://{bucket}/{item.key}", fetch)
 
 
 # --- models -------------------------------------------------------------------------------------
@@ -218,34 +252,40 @@ def _base_version(source: str, field: str, store: Store) -> str:
     return f"{found.name}@{found.version}"
 
 
-def _pin_tokenizer(
-    model: Model, store: Store, settings: StorageSettings, progress: Callable[[str], None]
-) -> Reference | None:
+def _pin_tokenizer(model: Model, sources: _Sources) -> Reference | None:
     if model.tokenizer in ("base", "byte") or model.tokenizer.startswith("bpe:"):
         return None
-    return _pin_model(model.tokenizer, "model.tokenizer", store, settings, progress)
+    return _pin_model(model.tokenizer, "model.tokenizer", sources)
 
 
-def _pin_model(
-    source: str,
-    field: str,
-    store: Store,
-    settings: StorageSettings,
-    progress: Callable[[str], None],
-) -> Reference:
+def _pin_model(source: str, field: str, sources: _Sources) -> Reference:
     if source.startswith("init:"):
         return Reference(uri=source, sha256=hashlib.sha256(source.encode()).hexdigest())
     if source.startswith("model:"):
-        return pin_version(source, field, store)
+        return pin_version(source, field, sources.store)
     if source.startswith("s3://"):
         with tempfile.TemporaryDirectory() as folder:
-            _download_folder(source, Path(folder), settings)
-            return _pin_folder(source, field, Path(folder), store, progress)
-    if Path(source).is_dir():
-        return _pin_folder(source, field, Path(source), store, progress)
-    if source.startswith(("/", ".")):
-        raise InvalidModel(f"{field} {source!r} does not exist where the control worker runs")
+            _download_folder(source, Path(folder), sources.settings)
+            return _pin_folder(source, field, Path(folder), sources)
+    if (upload := upload_digest(source)) is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            _fetch_upload(upload, Path(folder), sources.store)
+            return _pin_folder(source, field, Path(folder), sources)
+    if is_explicit(source) or source.startswith("file://"):
+        folder_path = sources.open(source.removeprefix("file://"), field)
+        if not folder_path.is_dir():
+            raise InvalidModel(f"{field} {source!r} does not exist where the control worker runs")
+        return _pin_folder(source, field, folder_path, sources)
     return _pin_hub(source, field)
+
+
+def _fetch_upload(sha256: str, folder: Path, store: Store) -> None:
+    listing = read_listing(store, sha256)
+    touch_upload(store, sha256)
+    for file in listing.files:
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fetch_uploaded(store, file, target)
 
 
 def _registered(source: str, field: str, store: Store) -> VersionManifest:
@@ -286,21 +326,21 @@ def _download_folder(source: str, folder: Path, settings: StorageSettings) -> No
         store.get_file(item.key, target)
 
 
-def _pin_folder(
-    source: str, field: str, folder: Path, store: Store, progress: Callable[[str], None]
-) -> Reference:
+def _pin_folder(source: str, field: str, folder: Path, sources: _Sources) -> Reference:
     if not (folder / "config.json").exists() and field == "model.base_model":
         raise InvalidModel(f"{field} {source!r} has no config.json; name a transformers folder")
+    store = sources.store
     files: list[dict[str, str]] = []
     size_bytes = 0
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and any(path.match(pattern) for pattern in MODEL_FILES):
-            progress(f"pinning {path.name}")
-            digest = file_sha256(path)
-            if not store.exists(blob_key(digest)):
-                store.put_file(blob_key(digest), path)
-            files.append({"name": path.name, "sha256": digest})
-            size_bytes += path.stat().st_size
+    for name, path in model_files(folder):
+        if path.is_symlink():  # of a fetched folder nothing is
+            sources.open(str(path), field)
+        sources.progress(f"pinning {name}")
+        digest = file_sha256(path)
+        if not store.exists(blob_key(digest)):
+            store.put_file(blob_key(digest), path)
+        files.append({"name": name, "sha256": digest})
+        size_bytes += path.stat().st_size
     return _put_blob(store, json.dumps({"files": files}).encode(), size_bytes)
 
 
