@@ -52,6 +52,7 @@ class TrainActivities:
 
     def __init__(self, settings: Settings, host: RankHost, scratch: Path) -> None:
         self._settings, self._host, self._scratch = settings, host, scratch
+        self._working = 0
 
     @activity.defn
     async def train(self, job: TrainAssignment) -> TrainOutcome:
@@ -157,14 +158,26 @@ class TrainActivities:
                 )
             return result
 
+    @property
+    def scratch(self) -> Path:
+        """Folder for what work leaves on the way."""
+        return self._scratch
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of this node is at work in the scratch folder."""
+        return self._working == 0
+
     @contextlib.contextmanager
     def _folder(self, prefix: str) -> Any:
         root = self._scratch / "attempts"
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        self._working += 1
         try:
             yield folder
         finally:
+            self._working -= 1
             shutil.rmtree(folder, ignore_errors=True)
 
 

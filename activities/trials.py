@@ -44,7 +44,7 @@ class TrialActivities:
         self._train, self._info = train, info
         self._store = open_store(settings.storage)
         self._cost_per_s = settings.node.cost_per_hour / 3600 / max(1, slots)
-        self._free = [_Slot(number) for number in range(slots)]
+        self._free = [_Slot(number, train.scratch) for number in range(slots)]
         self._slots = list(self._free)
 
     @activity.defn
@@ -191,9 +191,10 @@ class TrialActivities:
 class _Slot:
     """A place for one trial at a time."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, scratch: Path) -> None:
         self._number = number
-        self.folder = Path(tempfile.mkdtemp(prefix="trials-"))
+        (scratch / "trials").mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(dir=scratch / "trials"))
         self.process = JsonLinesProcess("loomos.weaver.runner", without=SECRETS)
 
     def devices(self, info: NodeInfo, ranks: int) -> list[int]:

@@ -80,7 +80,8 @@ async def keep_collecting(client: Client, every: timedelta, stop: asyncio.Event)
         except RPCError as error:
             log.warning("cannot make the schedule that collects garbage: %s", error)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), 5)
+            async with asyncio.timeout(5):
+                await stop.wait()
 
 
 async def main(stop: asyncio.Event) -> None:

@@ -36,13 +36,19 @@ from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE, POOL_QUEUE
 from loomos.lifeline import die_with_parent
 from loomos.provenance.environment import code_sha256, describe_environment
 from loomos.pulse import ready_when
+from loomos.retention.local import sweep_folder
 from loomos.runtime import run_process
-from loomos.settings import NodeSettings, load_settings
+from loomos.settings import NodeSettings, RetentionSettings, load_settings
 from loomos.storage import Store, open_store
 from loomos.storage.layout import ENVIRONMENTS_PREFIX, blob_key
 from workers.build import deployment
 
 log = logging.getLogger(__name__)
+
+WORK = ("attempts", "checkpoints", "trials", "export-*")
+"""What a node writes into its scratch folder for work that is on; the rest is cache."""
+TIDY_INTERVAL_S = 600.0
+"""An idle node looks for leftovers so often."""
 
 REGISTER_INTERVAL_S = 3.0
 """A node that the cluster does not hold says hello so often."""
@@ -119,8 +125,7 @@ async def main(stop: asyncio.Event) -> None:
     scratch = settings.node.scratch_dir or Path(tempfile.gettempdir()) / "loomos"
     scratch = scratch / settings.node.id
     scratch.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(scratch / "attempts", ignore_errors=True)
-    shutil.rmtree(scratch / "checkpoints", ignore_errors=True)
+    await asyncio.to_thread(clear_leftovers, scratch)
     host = RankHost()
     warming = asyncio.create_task(host.start())
     client = await connect(settings.temporal, patience_s=60)
@@ -153,12 +158,40 @@ async def main(stop: asyncio.Event) -> None:
         if slots:
             await running.enter_async_context(pool_worker(client, info, trials, train, slots))
         registering = asyncio.create_task(keep_registered(client, info, presence))
+        tidying = asyncio.create_task(keep_tidy(scratch, settings.retention, train))
         await stop.wait()
         registering.cancel()
+        tidying.cancel()
         presence.leave()
     warming.cancel()
     await trials.close()
     await host.close()
+
+
+def clear_leftovers(scratch: Path) -> None:
+    """Remove what an earlier process of this node left at work when it died."""
+    for pattern in WORK:
+        for entry in scratch.glob(pattern):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+async def keep_tidy(scratch: Path, rules: RetentionSettings, train: TrainActivities) -> None:
+    """Remove leftovers while nothing is at work here, and cached inputs that are not used."""
+    while True:
+        await asyncio.sleep(TIDY_INTERVAL_S)
+        if train.is_idle:
+            await asyncio.to_thread(tidy, scratch, rules)
+
+
+def tidy(scratch: Path, rules: RetentionSettings) -> None:
+    """Remove old leftovers and cached inputs from a scratch folder."""
+    sweep_folder(scratch / "attempts", rules.scratch.total_seconds())
+    sweep_folder(scratch / "checkpoints", rules.scratch.total_seconds())
+    others = [entry for entry in scratch.iterdir() if not entry.name.startswith("export-")]
+    sweep_folder(scratch, rules.scratch.total_seconds(), keep=others)
+    sweep_folder(scratch / "inputs", rules.caches.total_seconds())
+    for model in (scratch / "models").glob("*"):
+        sweep_folder(model, rules.caches.total_seconds())
 
 
 def pool_slots(settings: NodeSettings, info: NodeInfo) -> int:

@@ -70,8 +70,8 @@ def referenced_keys(store: Store) -> set[str]:
             found |= set(json.loads(store.get(item.key)))
     for lineage in _lineages(store):
         found |= references(store, lineage)
-    for upload in store.children(UPLOADS_PREFIX):
-        found |= _uploaded(store, upload.rstrip("/"))
+    for upload in {item.key.split("/")[1] for item in store.objects(UPLOADS_PREFIX)}:
+        found |= _uploaded(store, upload)
     for item in store.objects(VERIFICATIONS_PREFIX):
         if item.key.endswith("/plan.json"):
             plan = json.loads(store.get(item.key))

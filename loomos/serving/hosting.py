@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from loomos.errors import InvalidModel, NotFound
 from loomos.registry import Registry, VersionManifest, verified_files
+from loomos.retention.local import mark_used, sweep_folder
 from loomos.serving.adapters import BASE_SLOT
 from loomos.serving.engine import Engine
 from loomos.serving.engine_process import EngineOptions, EngineProcess
@@ -171,6 +172,14 @@ class ModelHost:
             hosted.await_idle()
         self._free()
 
+    def sweep(self, older_than_s: float) -> None:
+        """Remove files of versions that are not held and were last loaded long ago."""
+        held = [
+            self._folder / v.replace("@", "/") for v in [*list(self._hosted), *list(self._engines)]
+        ]
+        for model in self._folder.glob("*"):
+            sweep_folder(model, older_than_s, held)
+
     def _load(self, version: str) -> Hosted:
         manifest = self._registry.manifest(version)
         base = manifest.adapter_base
@@ -233,6 +242,7 @@ class ModelHost:
 
         signed = verified_files(self._store, manifest, self._key)
         folder = self._folder / manifest.name / manifest.version
+        mark_used(folder)
         for path, digest in signed.items():
             if below and not path.startswith(below):
                 continue

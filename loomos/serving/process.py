@@ -40,6 +40,8 @@ SAY_S = 1.0
 """How often the server says how it is, if nothing changes."""
 RETRY_LOAD_S = 10.0
 """When a version that could not be loaded is tried again."""
+TIDY_S = 600.0
+"""How often files of models that nobody serves any more are looked for."""
 
 
 class ServingProcess:
@@ -54,6 +56,7 @@ class ServingProcess:
             )
         self._store, self._settings = store, chosen
         self._incarnation = uuid.uuid4().hex[:8]
+        self._cached_s = settings.retention.caches.total_seconds()
         folder = chosen.cache_dir or Path(tempfile.gettempdir()) / "loomos-models"
         folder.mkdir(parents=True, exist_ok=True)
         host = ModelHost(
@@ -98,7 +101,7 @@ class ServingProcess:
             await asyncio.sleep(0.01)
         loops = [
             asyncio.create_task(loop)
-            for loop in (self._obey(), self._hold(), self._flush(), self._say())
+            for loop in (self._obey(), self._hold(), self._flush(), self._say(), self._tidy())
         ]
         log.info("server %s at %s", self._settings.id, self._settings.advertised)
         stopping = asyncio.create_task(stop.wait())
@@ -153,6 +156,12 @@ class ServingProcess:
                 await asyncio.to_thread(self.service.host.hold, wanted)
                 self._changed.set()
             await asyncio.sleep(POLL_S)
+
+    async def _tidy(self) -> None:
+        """Remove files of models that have not been served for long."""
+        while True:
+            await asyncio.to_thread(self.service.host.sweep, self._cached_s)
+            await asyncio.sleep(TIDY_S)
 
     async def _flush(self) -> None:
         while True:

@@ -23,6 +23,9 @@ CHECKOUT = Path(loomos.__file__).parents[1]
 
 BIN = Path(sys.executable).parent
 
+VACUUM_INTERVAL_S = 120
+"""Time between two looks of the S3 server for volumes with much garbage."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
@@ -231,6 +234,9 @@ def _s3(state: StateDir, ports: dict[str, int], settings: dict[str, Any]) -> Mem
             "-webdav=false",
             "-admin.ui=false",
             "-master.telemetry=false",
+            # What is deleted goes from the disk soon: by default a third of it may be garbage.
+            "-master.garbageThreshold=0.1",
+            f"-master.vacuumIntervalSeconds={VACUUM_INTERVAL_S}",
             "-bucket=loomos",
             f"-s3.config={state.s3_config_file}",
             # Beside its data, not by port in /tmp; relative, as a socket's path has 107 bytes.

@@ -32,7 +32,9 @@ import httpx
 
 from loomos.pulse import READY
 from loomos.pulse import VARIABLE as PULSE_VARIABLE
+from loomos.retention.local import rotate_all
 from loomos.runtime import run_process
+from loomos.settings import load_settings
 from loomos.stack import health
 from loomos.stack.members import Member, make_members
 from loomos.stack.ports import Ports
@@ -306,6 +308,7 @@ class Stack:
 async def supervise(folder: StateDir, nodes: int, servers: int, stop: asyncio.Event) -> None:
     """Run the stack until asked to stop."""
     known = folder.read()
+    rules = load_settings().retention
     claimed = Ports()
     stack = Stack(folder, nodes, servers, claimed.choose(known.ports if known else {}, servers))
     stack.write()
@@ -316,6 +319,7 @@ async def supervise(folder: StateDir, nodes: int, servers: int, stop: asyncio.Ev
         while not stop.is_set():
             await stack.look(client)
             stack.write()
+            rotate_all(folder.logs, rules.log_bytes, rules.logs_kept)
             poll_s = SLOW_POLL_S if stack.is_healthy else FAST_POLL_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(poll_s):

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from loomos.errors import InvalidData, InvalidModel
 from loomos.jobs.training import DataFile, DatasetIndex, Reference, ResolvedInputs
 from loomos.manifest import Model
+from loomos.retention.local import mark_used
 from loomos.settings import StorageSettings
 from loomos.storage import Store, file_sha256, open_uri
 from loomos.storage.layout import blob_key
@@ -48,6 +49,7 @@ class InputCache:
             return Path(snapshot_download(name, revision=reference.sha256))
         target = self._folder / f"folder-{reference.sha256}"
         target.mkdir(exist_ok=True)
+        mark_used(target)
         for entry in json.loads(self._store.get(reference.uri))["files"]:
             path = target / entry["name"]
             if not path.exists():
@@ -59,6 +61,7 @@ class InputCache:
     def _fetch(self, uri: str, sha256: str, name: str) -> Path:
         path = self._folder / sha256
         if path.exists():
+            mark_used(path)
             return path
         with (self._folder / f"{sha256}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
