@@ -1,13 +1,23 @@
 """The one settings object of a process.
 
-Read once at start, passed down. Each value comes from the first of: `LOOMOS_*` variables
-(`LOOMOS_CLUSTER__ENDPOINT`), `~/.loomos/config.yaml`, the local stack that `loomos up` wrote to
-`.loomos/stack.json` here or in a folder above, the default.
+Read once at start, passed down. Each value comes from the first of:
+
+1. the context of `--context`;
+2. `LOOMOS_*` variables (`LOOMOS_CLUSTER__ENDPOINT`, `LOOMOS_TOKEN`);
+3. the context of `LOOMOS_CONTEXT`;
+4. `~/.loomos/config.yaml`;
+5. the stack that `loomos up` wrote to `.loomos/stack.json` here or in a folder above, if no context
+   was named;
+6. the current context (`loomos context use`), if there is no such stack either;
+7. the default.
+
+The credentials of a stack or context go to its own gateway only: if a stronger source names
+another one, they do not apply.
 """
 
 from __future__ import annotations
 
-import json
+import difflib
 import os
 import socket
 from datetime import timedelta
@@ -24,11 +34,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from loomos import contexts
+from loomos.contexts import STACK_FILE, STATE_DIR, config_file, find_state_dir
 from loomos.errors import FieldError, InvalidInput
 from loomos.quantities import Duration, Quantity
 
-STACK_FILE = "stack.json"
-STATE_DIR = ".loomos"
+__all__ = ["STACK_FILE", "STATE_DIR", "Settings", "config_file", "find_state_dir", "load_settings"]
 
 
 class _Section(BaseModel):
@@ -67,6 +78,51 @@ class OutputSettings(_Section):
 
     format: Literal["table", "json", "yaml"] = "table"
     """Default of `-o`."""
+    verbosity: Literal["debug", "info", "warn", "error"] = "info"
+    """What goes to stderr besides errors: `debug` logs requests too, `warn` and `error` show no
+    progress, `error` hides warnings."""
+
+
+class JobResourceDefaults(_Section):
+    """What jobs need if their manifests do not say."""
+
+    gpu_type: str | None = None
+    """`spec.resources.gpu_type`."""
+    timeout: str | None = None
+    """`spec.runtime.max_duration`, such as 24h."""
+
+
+class JobNotifications(_Section):
+    """Who is told when a command has waited for a job until its end."""
+
+    email: bool = False
+    """Mail to the user, by this machine's `sendmail`, as cron does."""
+    slack_webhook: SecretStr | None = None
+    """Incoming webhook of Slack that gets a line."""
+
+
+class JobDefaults(_Section):
+    """Defaults of jobs."""
+
+    resources: JobResourceDefaults = JobResourceDefaults()
+    """What they need."""
+    notifications: JobNotifications = JobNotifications()
+    """Who hears of their ends."""
+
+
+class DefaultsSettings(_Section):
+    """What is filled in where a document says nothing; only on its way from CLI and SDK."""
+
+    job: JobDefaults = JobDefaults()
+    """For training jobs."""
+
+
+class PluginsSettings(_Section):
+    """Commands that other packages add to `loomos`."""
+
+    enabled: list[str] = []
+    """Names of installed packages with entry points in the group `loomos.plugins`, each a
+    `typer.Typer`."""
 
 
 class TemporalSettings(_Section):
@@ -230,6 +286,8 @@ class Settings(BaseSettings):
     cluster: ClusterSettings = ClusterSettings()
     auth: AuthSettings = AuthSettings()
     output: OutputSettings = OutputSettings()
+    defaults: DefaultsSettings = DefaultsSettings()
+    plugins: PluginsSettings = PluginsSettings()
     temporal: TemporalSettings = TemporalSettings()
     storage: StorageSettings = StorageSettings()
     loomdb: LoomDBSettings = Field(default_factory=LoomDBSettings)
@@ -247,14 +305,15 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order: arguments, environment, config file, local stack."""
-        return (
-            init_settings,
-            env_settings,
-            InitSettingsSource(settings_cls, _token_variable()),
-            InitSettingsSource(settings_cls, read_config_file()),
-            InitSettingsSource(settings_cls, read_stack_settings()),
-        )
+        """Order: as the module says."""
+        sources: list[PydanticBaseSettingsSource] = [init_settings]
+        endpoint: str | None = init_settings().get("cluster", {}).get("endpoint")
+        for _, content, is_gateways in named_sources():
+            if is_gateways and endpoint not in (None, _endpoint(content)):
+                content = content | {"auth": _without_credentials(content.get("auth", {}))}
+            endpoint = endpoint or _endpoint(content)
+            sources.append(InitSettingsSource(settings_cls, content))
+        return tuple(sources)
 
     def token(self, *, to_stack: bool = True) -> str | None:
         """The bearer token to send, from `auth.token` or `auth.token_file`.
@@ -278,76 +337,126 @@ def load_settings() -> Settings:
     """Read the settings of this process.
 
     Raises:
-        InvalidInput: a value does not fit, naming it and its fix.
+        InvalidInput: a value does not fit, or a name is unknown; says which, and the fix.
     """
     try:
         return Settings()
     except ValidationError as error:
-        errors = [
-            FieldError(path=".".join(map(str, e["loc"])), message=e["msg"])
-            for e in error.errors(include_url=False)
-        ]
+        errors = [_field_error(e) for e in error.errors(include_url=False)]
         raise InvalidInput(
             "settings: " + "; ".join(map(str, errors)) + " (see `loomos config view`)", errors
         ) from None
 
 
-def config_file() -> Path:
-    """Path of the person's config file."""
-    return Path(os.environ.get("LOOMOS_CONFIG", "~/.loomos/config.yaml")).expanduser()
+def _field_error(error: Any) -> FieldError:
+    path = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return FieldError(path=path, message=f"no such setting{did_you_mean(path)}")
+    return FieldError(path=path, message=error["msg"])
+
+
+def known_names() -> list[str]:
+    """Dotted names of all settings, and of all sections."""
+    found: list[str] = []
+
+    def walk(model: type[BaseModel], prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            found.append(prefix + name)
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                walk(field.annotation, f"{prefix}{name}.")
+
+    walk(Settings, "")
+    return found
+
+
+def did_you_mean(name: str) -> str:
+    """`; did you mean NAME?`, if a setting has a name like it."""
+    close = difflib.get_close_matches(name, known_names(), n=1)
+    return f"; did you mean {close[0]}?" if close else "; `loomos config view` lists them"
 
 
 def read_config_file() -> dict[str, Any]:
     """Content of the config file; empty if there is none.
 
     Raises:
-        InvalidInput: it is not a YAML mapping.
+        InvalidInput: it is not a YAML mapping of sections that there are.
     """
     path = config_file()
-    if not path.exists():
-        return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from None
+    except (yaml.YAMLError, RecursionError) as error:
         raise InvalidInput(f"{path} is not YAML: {str(error).splitlines()[0]}; mend it") from None
     if not isinstance(content, dict):
         raise InvalidInput(f"{path} must hold a mapping such as `cluster: {{endpoint: URL}}`")
+    for section, values in content.items():
+        if section not in Settings.model_fields:
+            raise InvalidInput(f"{path}: no section {section!r}{did_you_mean(str(section))}")
+        if values is not None and not isinstance(values, dict):
+            raise InvalidInput(f"{path}: {section} must hold a mapping of settings")
+    return {section: values for section, values in content.items() if values is not None}
+
+
+def named_sources() -> list[tuple[str, dict[str, Any], bool]]:
+    """Where settings come from, the strongest first.
+
+    Each is (name, settings, whether it is a gateway's own: a stack or a context).
+
+    Raises:
+        InvalidInput: a source cannot be read.
+        NotFound: the context that was named is not there.
+    """
+    flagged, named = contexts.chosen_by_flag(), contexts.chosen_by_variable()
+    sources: list[tuple[str, dict[str, Any], bool]] = []
+    if flagged is not None:
+        sources.append(("--context", flagged.settings(), True))
+    sources.append(("environment", _environment(), False))
+    if flagged is None and named is not None:
+        sources.append((contexts.VARIABLE, named.settings(), True))
+    sources.append((str(config_file()), read_config_file(), False))
+    if flagged is None and named is None:
+        folder = find_state_dir()
+        if folder is not None:
+            sources.append(("local stack", contexts.read_stack(folder), True))
+        elif (current := contexts.current()) is not None:
+            sources.append(("current context", current.settings(), True))
+    return sources
+
+
+def _environment() -> dict[str, Any]:
+    """Settings in variables.
+
+    Raises:
+        InvalidInput: a variable names no section that there is.
+    """
+    for name in os.environ:
+        section, nested, _ = name.removeprefix("LOOMOS_").lower().partition("__")
+        if name.startswith("LOOMOS_") and nested and section not in Settings.model_fields:
+            raise InvalidInput(f"{name}: no section {section!r}{did_you_mean(section)}")
+    content = EnvSettingsSource(Settings)()
+    token = os.environ.get("LOOMOS_TOKEN")
+    if token and not content.get("auth", {}).get("token"):
+        content["auth"] = content.get("auth", {}) | {"token": token}
     return content
 
 
-def find_state_dir() -> Path | None:
-    """The nearest `.loomos/` with a stack in it, from here upwards; `LOOMOS_STATE_DIR` wins."""
-    if named := os.environ.get("LOOMOS_STATE_DIR"):
-        return Path(named)
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / STATE_DIR / STACK_FILE).exists():
-            return folder / STATE_DIR
-    return None
+def _endpoint(content: dict[str, Any]) -> str | None:
+    found = (content.get("cluster") or {}).get("endpoint")
+    return None if found is None else str(found)
 
 
-def read_stack_settings() -> dict[str, Any]:
-    """The settings part of the local stack's file; empty if there is no stack."""
-    folder = find_state_dir()
-    if folder is None or not (folder / STACK_FILE).exists():
-        return {}
-    settings: dict[str, Any] = json.loads((folder / STACK_FILE).read_text()).get("settings", {})
-    return settings
-
-
-def _token_variable() -> dict[str, Any]:
-    token = os.environ.get("LOOMOS_TOKEN")
-    return {"auth": {"token": token}} if token else {}
+def _without_credentials(auth: dict[str, Any]) -> dict[str, Any]:
+    secrets = ("token", "token_file", "stack_key_file")
+    return {name: value for name, value in auth.items() if name not in secrets}
 
 
 def explain() -> list[tuple[str, Any, str]]:
     """Each setting as (dotted name, value, where it came from); secrets are masked."""
     settings = load_settings()
-    environment = _leaves(EnvSettingsSource(Settings)()) | _leaves(_token_variable())
-    sources = [
-        ("environment", environment),
-        (str(config_file()), _leaves(read_config_file())),
-        ("local stack", _leaves(read_stack_settings())),
-    ]
+    sources = [(label, _leaves(content)) for label, content, _ in named_sources()]
     rows: list[tuple[str, Any, str]] = []
     for name, value in _leaves(settings.model_dump(mode="json")).items():
         origin = next((label for label, known in sources if _covers(known, name)), "default")

@@ -168,6 +168,18 @@ class Stack:
         )
 
 
+def a_stack_at(root: Path, gateway: str) -> StateDir:
+    """A folder that looks like that of a stopped stack whose gateway was at this URL."""
+    folder = StateDir(root)
+    folder.prepare()
+    port = int(gateway.rpartition(":")[2])
+    ports = {"gateway": port, "temporal": 1, "temporal-ui": 2, "s3": 3}
+    folder.write(
+        StackState(supervisor_pid=1, nodes=1, ports=ports, settings=folder.settings(ports))
+    )
+    return folder
+
+
 def _kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)

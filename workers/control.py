@@ -24,6 +24,7 @@ from activities.ledger import LedgerActivities
 from activities.retention import RetentionActivities
 from activities.rollouts import RolloutActivities
 from activities.verification import VerificationActivities
+from loomos.arguments import take_arguments
 from loomos.client.retention import keep_schedule
 from loomos.client.temporal import connect
 from loomos.jobs.names import CONTROL_QUEUE
@@ -143,4 +144,5 @@ async def main(stop: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
+    take_arguments("workers.control", __doc__, ("temporal", "storage", "loomdb"))
     run_process(main)

@@ -30,6 +30,7 @@ from activities.presence import PresenceActivities
 from activities.rank_host import RankHost
 from activities.train import TrainActivities
 from activities.trials import TrialActivities
+from loomos.arguments import take_arguments
 from loomos.client.temporal import connect
 from loomos.jobs.cluster import ClusterState, NodeInfo
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE, POOL_QUEUE
@@ -220,4 +221,5 @@ def pool_worker(
 
 
 if __name__ == "__main__":
+    take_arguments("workers.gpu", __doc__, ("node", "temporal", "storage"))
     run_process(main)

@@ -12,6 +12,7 @@ import logging
 import httpx
 from sqlalchemy.exc import SQLAlchemyError
 
+from loomos.arguments import take_arguments
 from loomos.errors import InvalidInput, LoomOSError
 from loomos.loomdb.database import LoomDB
 from loomos.loomdb.keys import read_policy, read_signer
@@ -91,4 +92,5 @@ async def main(stop: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
+    take_arguments("workers.ledger", __doc__, ("loomdb",))
     run_process(main)

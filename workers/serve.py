@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import os
 
+from loomos.arguments import take_arguments
 from loomos.pulse import ready_when
 from loomos.runtime import run_process
-from loomos.serving.process import serve
 from loomos.settings import load_settings
 
 
 async def main(stop: asyncio.Event) -> None:
     """Serve until asked to stop."""
+    from loomos.serving.process import serve  # torch, which `--help` need not wait for
+
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     ready_when(lambda: True)  # it answers by HTTP what it can
     await serve(load_settings(), stop)
 
 
 if __name__ == "__main__":
+    take_arguments("workers.serve", __doc__, ("serving", "storage"))
     run_process(main)

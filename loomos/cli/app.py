@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from loomos.cli import (
@@ -9,6 +11,7 @@ from loomos.cli import (
     campaigns,
     cluster,
     config,
+    contexts,
     data,
     endpoints,
     events,
@@ -32,6 +35,42 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def root(
+    context: Annotated[
+        str | None, typer.Option("--context", help="Context to use, as `loomos context list` says.")
+    ] = None,
+) -> None:
+    """AI training as durable pipelines."""
+    from loomos.contexts import choose
+
+    choose(context)
+
+
+def prepare() -> None:
+    """Do what the config file says about the command line itself, if there is one."""
+    from loomos.contexts import config_file
+
+    if not config_file().exists():
+        return
+    import logging
+
+    from loomos.cli.plugins import add_plugins
+    from loomos.settings import OutputSettings, PluginsSettings, read_config_file
+
+    content = read_config_file()
+    try:
+        level = OutputSettings(**content.get("output", {})).verbosity
+        enabled = PluginsSettings(**content.get("plugins", {})).enabled
+    except ValueError:
+        return  # The command itself says what is wrong; `loomos config set` mends it.
+    logging.basicConfig(level={"warn": "WARNING", "info": "WARNING"}.get(level, level.upper()))
+    if enabled:
+        add_plugins(app, enabled)
+
+
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(endpoints.app, name="endpoints")
@@ -49,6 +88,7 @@ app.add_typer(events.app, name="events")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(provenance.app, name="provenance")
 app.add_typer(config.app, name="config")
+app.add_typer(contexts.app, name="context")
 app.add_typer(auth.app, name="auth")
 app.add_typer(upkeep.app, name="stack")
 app.command()(upkeep.gc)

@@ -56,8 +56,11 @@ def write(values: dict[str, Any]) -> None:
 
     content = read_config_file()
     for key, value in values.items():
-        section, _, name = key.partition(".")
-        content.setdefault(section, {})[name] = value
+        *sections, name = key.split(".")
+        place = content
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
     try:
         Settings(**content)
     except ValidationError as error:
@@ -79,13 +82,9 @@ def _known() -> dict[str, Any]:
 
 
 def _check(key: str) -> str:
-    import difflib
-
     from loomos.errors import InvalidInput
+    from loomos.settings import did_you_mean
 
-    known = _known()
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "`loomos config view` lists them"
-        raise InvalidInput(f"no setting {key!r}; {hint}")
+    if key not in _known():
+        raise InvalidInput(f"no setting {key!r}{did_you_mean(key)}")
     return key

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from loomos.cli.output import Format, call, show
+from loomos.cli.notifying import notify
+from loomos.cli.output import Format, call, is_quiet, show
 
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
@@ -18,7 +19,7 @@ def wait_for(job_id: str, output: Format | None) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True, markup=False, highlight=False)
+    console = Console(stderr=True, markup=False, highlight=False, quiet=is_quiet())
 
     async def work(client: LoomOSClient) -> JobDetail:
         columns = (
@@ -27,7 +28,7 @@ def wait_for(job_id: str, output: Format | None) -> None:
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=console) as bar:
+        with Progress(*columns, console=console, disable=is_quiet()) as bar:
             task = bar.add_task(job_id, total=100, state="", facts="")
             async for kind, data in client.stream_job_events(job_id):
                 if kind == "job":
@@ -41,6 +42,7 @@ def wait_for(job_id: str, output: Format | None) -> None:
         return await client.get_job_status(job_id)
 
     job = call(work)
+    notify(f"job {job.job_id}: {job.current_stage}")
     show(job, output, lambda: print(f"job {job.job_id}: {job.current_stage}"))
     if job.state != "completed":
         raise typer.Exit(1)

@@ -62,6 +62,13 @@ def chosen(output: Format | None) -> Format:
     return Format(load_settings().output.format)
 
 
+def is_quiet() -> bool:
+    """Whether the settings want neither progress nor notes."""
+    from loomos.settings import load_settings
+
+    return load_settings().output.verbosity in ("warn", "error")
+
+
 def show(content: Any, output: Format | None, table: Callable[[], None]) -> None:
     """Print `content` for machines, or call `table` to print it for people."""
     form = chosen(output)
@@ -106,6 +113,7 @@ def counting(name: str, total: int, *, shows: bool) -> Iterator[Counter]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
+    shows = shows and not is_quiet()
     with Progress(*columns, console=console, disable=not shows) as progress:
         task = progress.add_task(name, total=total)
 

@@ -40,7 +40,9 @@ def up(
     import subprocess
     import sys
 
-    state = _state_dir(folder)
+    from loomos.contexts import register_stack
+
+    state = _state_dir(folder, starts=True)
     if not state.is_supervised():
         state.prepare()
         with (state.logs / "supervisor.log").open("ab") as log:
@@ -56,6 +58,9 @@ def up(
                 env={**os.environ, **_allowed_roots()},
             )
     healthy = _await_health(state, timeout, quiet=chosen(output) != Format.TABLE)
+    name = register_stack(state.root)
+    if chosen(output) == Format.TABLE:
+        print(f"context {name}: commands find this stack from any folder")
     if chosen(output) != Format.TABLE:
         show(healthy.model_dump(mode="json", exclude={"settings"}), output, lambda: None)
 
@@ -70,7 +75,7 @@ def down(folder: Folder = None) -> None:
     state = _state_dir(folder)
     known = state.read()
     if not state.is_supervised() or known is None:
-        print("not running")
+        print(f"not running: {state.root}")
         return
     os.kill(known.supervisor_pid, signal.SIGTERM)
     deadline = time.monotonic() + 60
@@ -78,7 +83,7 @@ def down(folder: Folder = None) -> None:
         if time.monotonic() > deadline:
             raise Unavailable(f"the supervisor did not stop; see {state.logs / 'supervisor.log'}")
         time.sleep(0.1)
-    print("stopped")
+    print(f"stopped: {state.root}")
 
 
 def status(folder: Folder = None, output: Output = None) -> None:
@@ -145,11 +150,27 @@ def _allowed_roots() -> dict[str, str]:
     return {"LOOMOS_DATA__ROOTS": json.dumps([str(here)])}
 
 
-def _state_dir(folder: Path | None) -> StateDir:
-    from loomos.settings import STATE_DIR, find_state_dir
+def _state_dir(folder: Path | None, *, starts: bool = False) -> StateDir:
+    """The folder that is meant: that of `--dir`, of a named context, the nearest, the current one.
+
+    Raises:
+        InvalidInput: the named context is a gateway elsewhere.
+    """
+    from loomos import contexts
+    from loomos.errors import InvalidInput
     from loomos.stack.state import StateDir
 
-    return StateDir(folder or find_state_dir() or Path.cwd() / STATE_DIR)
+    if folder is not None:
+        return StateDir(folder)
+    named = contexts.chosen_by_flag() or contexts.chosen_by_variable()
+    if named is not None and named.state_dir is None:
+        raise InvalidInput(f"{named.where} is not a stack of this machine; name another context")
+    if named is not None and named.state_dir is not None:
+        return StateDir(named.state_dir)
+    nearest = contexts.find_state_dir()
+    if nearest is None and not starts and (current := contexts.current()) is not None:
+        nearest = current.state_dir
+    return StateDir(nearest or Path.cwd() / contexts.STATE_DIR)
 
 
 def _await_health(state: StateDir, timeout_s: float, *, quiet: bool) -> StackState:

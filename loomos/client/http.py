@@ -28,6 +28,7 @@ from loomos.client.delivery_api import (
 )
 from loomos.client.delivery_models import Deployment, EndpointDetail, InferenceAnswer
 from loomos.client.experiments_api import ExperimentsApi
+from loomos.client.job_defaults import with_defaults
 from loomos.client.job_spec import JobSpec
 from loomos.client.ledger import LedgerApi
 from loomos.client.models import (
@@ -131,7 +132,9 @@ class LoomOSClient(Transport):
         Raises:
             InvalidManifest: with every error.
         """
-        body = manifest.job.model_dump(mode="json", exclude_unset=True)
+        body = with_defaults(
+            manifest.job.model_dump(mode="json", exclude_unset=True), self._job_defaults
+        )
         if priority is not None:
             body["spec"]["priority"] = priority
         body = await self.data.carried(TrainingJob, body, manifest.folder)

@@ -71,9 +71,12 @@ class Transport:
         # What belongs to the stack of the settings is for its own gateway only.
         is_stacks = self.endpoint == settings.cluster.endpoint.rstrip("/")
         self._stack_key = read_stack_key(settings.auth.stack_key_file) if is_stacks else None
+        file = settings.auth.stack_key_file if is_stacks else None
+        self._stack = file.parent.parent if file else None
         self._proven_at: float | None = None
         token = auth_token or settings.token(to_stack=is_stacks)
         self._retries = settings.cluster.retries
+        self._job_defaults = settings.defaults.job
         self._http = httpx.AsyncClient(
             base_url=self.endpoint,
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -150,9 +153,14 @@ class Transport:
 
     def _unreachable(self, error: httpx.HTTPError) -> Unavailable:
         reason = str(error) or type(error).__name__
+        start = (
+            f"start its stack with `loomos up --dir {self._stack}`"
+            if self._stack
+            else ("start one with `loomos up`")
+        )
         return Unavailable(
-            f"gateway at {self.endpoint} cannot be reached ({reason}); start one with `loomos up` "
-            f"or set cluster.endpoint"
+            f"gateway at {self.endpoint} cannot be reached ({reason}); {start}, set "
+            f"cluster.endpoint or choose another context (`loomos context list`)"
         )
 
     async def stream(self, path: str, params: Any = None) -> AsyncIterator[tuple[str, Any]]:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from loomos.arguments import take_arguments
+
 FOLDER = Path(__file__).parent / "data" / "suites"
 CLUSTERS = 120
 VERSION = 1
@@ -317,4 +319,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    take_arguments("loomos.prism.make_suites", __doc__)
     main()

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from loomos.arguments import take_arguments
 from loomos.prism.detectors import Card, find_detector
 
 FOLDER = Path(__file__).parent / "data" / "detectors"
@@ -42,4 +43,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    take_arguments("loomos.prism.measure_detectors", __doc__)
     main()

@@ -59,7 +59,8 @@ def make_members(state: StateDir, ports: dict[str, int], nodes: int, servers: in
     """
     settings = state.settings(ports)
     gateway = settings["cluster"]["endpoint"]
-    environment = settings_environment(settings)
+    # A member needs nothing from the contexts of whoever started the stack.
+    environment = settings_environment(settings) | {"LOOMOS_STATE_DIR": str(state.root)}
     cores = os.cpu_count() or 1
     return [
         _temporal(state, ports),
