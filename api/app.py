@@ -78,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 experiments=ExperimentClient(client),
                 campaigns=CampaignClient(client),
                 reach=Reach.of(chosen),
+                most_uploaded=chosen.data.max_upload_bytes,
                 retention=RetentionClient(client),
                 traffic=Traffic(store),
                 store=store,

@@ -53,6 +53,8 @@ class Gateway:
     """Policies trained together, round by round."""
     reach: Reach
     """Which files of this machine documents may name."""
+    most_uploaded: int
+    """Bytes that one upload may have."""
     retention: RetentionClient
     """Collections of garbage."""
     traffic: Traffic

@@ -66,13 +66,17 @@ class Reach:
                 f"{field}: {text!r} is relative, which means nothing here; `loomos jobs submit` "
                 "and the SDK upload what lies beside the document"
             )
-        if not self.allows(path):
+        try:
+            allowed, real = self.allows(path), path.resolve()
+        except (ValueError, OSError, RuntimeError) as error:  # a NUL in it, links in a circle
+            raise InvalidData(f"{field}: {text[:100]!r} is no path: {error}") from None
+        if not allowed:
             raise InvalidData(
                 f"{field}: {text!r} is outside the folders that documents may name (data.roots: "
                 f"{', '.join(map(str, self.roots)) or 'none'}); submit it with the CLI or the SDK "
                 "where the file is, which upload it"
             )
-        return path.resolve()
+        return real
 
     def allows(self, path: Path) -> bool:
         """Whether a path may be read, where it stands and where links lead."""

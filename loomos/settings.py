@@ -239,6 +239,8 @@ class DataSettings(_Section):
     """Folders of the control worker's and the gateway's machine whose files documents may name.
     Default: none; `loomos up` allows the folder where it was called. Hidden files, keys and the
     stack's own state stay closed even there."""
+    max_upload_bytes: Quantity = 1024**4
+    """Size that one upload may have; larger data belong into S3."""
 
 
 class RetentionSettings(_Section):
@@ -246,7 +248,7 @@ class RetentionSettings(_Section):
 
     every: Duration = timedelta(hours=1)
     """Time between two collections of garbage; 0 for none."""
-    checkpoints: Duration = timedelta(hours=24)
+    checkpoints: Duration = timedelta(hours=1)
     """Checkpoints of jobs that completed, and states of their trials."""
     failed_checkpoints: Duration = timedelta(days=7)
     """Checkpoints of jobs that failed or were cancelled, which a restart goes on from."""
@@ -260,8 +262,9 @@ class RetentionSettings(_Section):
     """Requests kept to learn from, once every schedule has read them."""
     uploads: Duration = timedelta(days=30)
     """Uploads that no document has named."""
-    blobs: Duration = timedelta(days=7)
-    """Inputs that no run, version or upload refers to."""
+    blobs: Annotated[Duration, Field(ge=timedelta(hours=1))] = timedelta(days=7)
+    """Inputs that no run, version or upload refers to. Uploads on their way are such for a while,
+    so at least an hour."""
     caches: Duration = timedelta(days=7)
     """Files of inputs and models on the machines of workers, unused."""
     scratch: Duration = timedelta(hours=1)

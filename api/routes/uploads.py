@@ -21,7 +21,12 @@ Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="Digest of t
 async def make(request: UploadRequest, parts: Parts, who: Submitter) -> UploadAnswer:
     """Make an upload of blobs that `PUT /api/v1/blobs/...` has taken, or say which are missing."""
     return await asyncio.to_thread(
-        make_upload, parts.store, request.sha256, request.name, who.subject
+        make_upload,
+        parts.store,
+        request.sha256,
+        request.name,
+        who.subject,
+        parts.most_uploaded,
     )
 
 

@@ -14,24 +14,41 @@ from pydantic import ValidationError
 from loomos.errors import InvalidData, InvalidInput, NotFound
 from loomos.jobs.uploads import UploadAnswer, UploadedFile, UploadListing, UploadRecord
 from loomos.manifest import UPLOAD_SCHEME
+from loomos.quantities import format_bytes
 from loomos.storage import Store, file_sha256
 from loomos.storage.layout import UPLOADS_PREFIX, blob_key, upload_key, uploads_prefix
 
 CHECKED_AT_ONCE = 16
 MOST_MISSING = 1000
 """Blobs that one answer asks for."""
-LARGEST_LISTING_BYTES = 128 * 1024 * 1024
+LARGEST_LISTING_BYTES = 48 * 1024 * 1024
+LARGEST_FILE_READ_BYTES = 64 * 1024 * 1024
+"""Files of uploads that are read whole, such as suites."""
 
 
-def make_upload(store: Store, sha256: str, name: str, owner: str) -> UploadAnswer:
+def make_upload(
+    store: Store, sha256: str, name: str, owner: str, most_bytes: int | None = None
+) -> UploadAnswer:
     """Make an upload of what was sent, or say what is still to be sent; done twice it is one.
 
+    Args:
+        store: where to.
+        sha256: digest of the listing.
+        name: what people call it.
+        owner: whose it is.
+        most_bytes: size of all its files that is still accepted.
+
     Raises:
-        InvalidInput: the listing is none.
+        InvalidInput: the listing is none, or of too much.
     """
     if not store.exists(blob_key(sha256)):
         return UploadAnswer(missing=[sha256])
     listing = read_listing(store, sha256)
+    if most_bytes is not None and listing.size_bytes > most_bytes:
+        raise InvalidInput(
+            f"{name} has {format_bytes(listing.size_bytes)}, and an upload may have "
+            f"{format_bytes(most_bytes)} (data.max_upload_bytes); put it into S3 and name it s3://"
+        )
     missing = list(islice(_missing(store, listing), MOST_MISSING))
     if missing:
         return UploadAnswer(missing=missing)
@@ -65,7 +82,7 @@ def read_listing(store: Store, sha256: str) -> UploadListing:
         InvalidInput: there is no such upload, or it is not a listing.
     """
     try:
-        content = store.get(blob_key(sha256))
+        content = _read(store, sha256, LARGEST_LISTING_BYTES)
     except NotFound:
         raise InvalidInput(
             f"there is no upload {sha256[:12]}…; `loomos data list` shows yours"
@@ -75,10 +92,35 @@ def read_listing(store: Store, sha256: str) -> UploadListing:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InvalidInput(f"{sha256[:12]}… is no listing of an upload: {first['msg']}") from None
-    for file in listing.files:
-        if any(part in ("", ".", "..") for part in file.path.split("/")):
-            raise InvalidInput(f"{file.path!r} is no path below an upload's folder")
+    _check_paths(listing)
     return listing
+
+
+def _read(store: Store, sha256: str, most_bytes: int) -> bytes:
+    """A blob that must be small: whoever asks may have named any blob of the store."""
+    key = blob_key(sha256)
+    info = next((item for item in store.objects(key) if item.key == key), None)
+    if info is None:
+        raise NotFound(f"no blob {sha256}")
+    if info.size_bytes > most_bytes:
+        raise InvalidInput(
+            f"{sha256[:12]}… has {format_bytes(info.size_bytes)}, at most "
+            f"{format_bytes(most_bytes)} are read here"
+        )
+    return store.get(key)
+
+
+def _check_paths(listing: UploadListing) -> None:
+    """Paths lie below the folder, differ, and none is a folder of another."""
+    paths = {file.path for file in listing.files}
+    if len(paths) < len(listing.files):
+        raise InvalidInput("a path is there twice in the listing of an upload")
+    for path in paths:
+        parts = path.split("/")
+        if any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
+            raise InvalidInput(f"{path[:100]!r} is no path below an upload's folder")
+        if any("/".join(parts[:count]) in paths for count in range(1, len(parts))):
+            raise InvalidInput(f"{path[:100]!r} lies below what is a file in the same upload")
 
 
 def touch_upload(store: Store, sha256: str) -> None:
@@ -138,14 +180,16 @@ def read_uploaded(store: Store, source: str, field: str) -> bytes:
     """The content of an upload of one small file, such as a suite.
 
     Raises:
-        InvalidInput: it is a folder, or there is none.
+        InvalidInput: it is a folder, or too long, or there is none.
         InvalidData: what is stored is not what was listed.
     """
     listing = read_listing(store, source.removeprefix(UPLOAD_SCHEME))
     if listing.is_folder or len(listing.files) != 1:
         raise InvalidInput(f"{field}: {source!r} is a folder; upload one file")
     file = listing.files[0]
-    content = b"".join(store.get(blob_key(blob)) for blob in file.blobs)
+    content = b""
+    for blob in file.blobs:
+        content += _read(store, blob, LARGEST_FILE_READ_BYTES - len(content))
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise InvalidData(f"{field}: {file.path} is not what its upload lists; upload it again")
     return content

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from loomos.errors import InvalidData
+from loomos.errors import InvalidData, InvalidInput
 from loomos.jobs.continual import ContinualJob
+from loomos.jobs.uploads import UploadedFile, UploadListing
 from loomos.local_files import Reach, data_files
 from loomos.manifest import Experiment, TrainingJob, named_paths
 from loomos.manifest import Verification as VerificationSpec
 from loomos.prism.suites import load_suite
 from loomos.settings import Settings
 from loomos.storage._local import LocalStore
+from loomos.storage.layout import blob_key
+from loomos.storage.uploads import make_upload, read_listing
 from loomos.training.resolve import resolve
 from tests.gangs import tiny_spec
 
@@ -64,6 +68,16 @@ def test_whether_there_is_such_a_file_is_not_said(project: Path) -> None:
 def test_relative_paths_mean_nothing_to_a_worker(project: Path) -> None:
     with pytest.raises(InvalidData, match=r"training_dataset: 'data' is relative"):
         reach(project).open("data", "training_dataset")
+
+
+@pytest.mark.parametrize("path", ["/a\0b", "/" + "x/" * 5000, "/circle"])
+def test_what_is_no_path_is_refused_in_words(
+    project: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "circle").symlink_to(project / "circle")
+    text = str(project / "circle") if path == "/circle" else path
+    with pytest.raises(InvalidData, match="training_dataset"):
+        reach(project).open(text, "training_dataset")
 
 
 def test_a_link_in_an_allowed_folder_does_not_lead_out(project: Path, tmp_path: Path) -> None:
@@ -150,6 +164,43 @@ def test_paths_are_found_in_every_kind_of_document() -> None:
     }
     suites = {"suites": [{"suite": "a.jsonl"}]}
     assert [n.value for n in named_paths(VerificationSpec, suites)] == ["a.jsonl"]
+
+
+def listing(*paths: str) -> bytes:
+    files = [UploadedFile(path=path, sha256="0" * 64, size_bytes=1) for path in paths]
+    return UploadListing(is_folder=True, files=files).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (listing("a", "a"), "twice"),
+        (listing("a", "a/b"), "lies below what is a file"),
+        (listing("a/../../b"), "no path below"),
+        (listing("x" * 300), "no path below"),
+        (b"no listing", "is no listing"),
+        (b"[" * 100_000, "is no listing"),
+        (b"x" * (48 * 1024 * 1024 + 1), "at most 48.0 MiB"),
+    ],
+)
+def test_a_listing_that_could_do_harm_is_refused(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path)
+    digest = hashlib.sha256(content).hexdigest()
+    store.put(blob_key(digest), content)
+    with pytest.raises(InvalidInput, match=message):
+        read_listing(store, digest)
+
+
+def test_an_upload_may_have_so_many_bytes_and_no_more(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    content = listing("a", "b")
+    digest = hashlib.sha256(content).hexdigest()
+    store.put(blob_key(digest), content)
+    assert make_upload(store, digest, "x", "ann", 2).missing == ["0" * 64]
+    with pytest.raises(InvalidInput, match=r"data\.max_upload_bytes"):
+        make_upload(store, digest, "x", "ann", 1)
 
 
 def test_a_store_in_a_folder_gives_no_more_than_what_continual_learning_made(

@@ -125,8 +125,8 @@ async def test_checkpoints_of_ended_jobs_go_and_their_manifests_stay(store: Loca
     ("life", "goes"),
     [
         (LIVES, False),  # a paused job lives
-        (completed(timedelta(hours=23)), False),
-        (completed(timedelta(hours=25)), True),
+        (completed(timedelta(minutes=30)), False),
+        (completed(timedelta(hours=2)), True),
         (failed(timedelta(hours=25)), False),
         (failed(8 * DAY), True),
         (None, True),  # Temporal has forgotten it; its newest object is 60 days old
