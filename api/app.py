@@ -20,6 +20,7 @@ from api.routes import (
     jobs,
     ledger,
     models,
+    names,
     retention,
     rollouts,
     scheduler,
@@ -33,6 +34,7 @@ from api.traffic import Traffic
 from loomos.client.campaigns import CampaignClient
 from loomos.client.delivery import DeliveryClient
 from loomos.client.experiments import ExperimentClient
+from loomos.client.finder import Finder
 from loomos.client.retention import RetentionClient
 from loomos.client.schedules import ScheduleClient
 from loomos.client.temporal import connect
@@ -80,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 reach=Reach.of(chosen),
                 most_uploaded=chosen.data.max_upload_bytes,
                 retention=RetentionClient(client),
+                finder=Finder(client),
                 traffic=Traffic(store),
                 store=store,
                 signing_key=read_key(chosen.auth.signing_key_file),
@@ -110,6 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         verifications,
         experiments,
         campaigns,
+        names,
         schedules,
         serving,
         uploads,

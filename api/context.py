@@ -14,6 +14,7 @@ from loomos.client.campaigns import CampaignClient
 from loomos.client.cluster import ClusterClient
 from loomos.client.delivery import DeliveryClient
 from loomos.client.experiments import ExperimentClient
+from loomos.client.finder import Finder
 from loomos.client.retention import RetentionClient
 from loomos.client.schedules import ScheduleClient
 from loomos.client.workflows import WorkflowClient
@@ -57,6 +58,8 @@ class Gateway:
     """Bytes that one upload may have."""
     retention: RetentionClient
     """Collections of garbage."""
+    finder: Finder
+    """What names mean."""
     traffic: Traffic
     """Servers and route rows, as requests are passed on by."""
     stack_key: str = ""

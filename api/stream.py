@@ -1,7 +1,7 @@
 """Server-sent events: states, progress, metrics and logs of a job as they come.
 
 An event's id says how far a stream has come, so a client that was cut off goes on where it was
-by `Last-Event-ID` (WHATWG HTML, server-sent events). Chunk keys are such ids: they only grow.
+by `Last-Event-ID` (WHATWG HTML, server-sent events). A `Position` among the chunks is such an id.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi.responses import StreamingResponse
 
 from loomos.client.models import JobDetail
 from loomos.client.workflows import WorkflowClient
+from loomos.errors import InvalidInput
 from loomos.storage import Store
-from loomos.storage.chunks import Chunk, read_chunks
+from loomos.storage.records import ALL, Position, Wanted, read_newest, read_records
 
 POLL_S = 1.0
 KEEP_ALIVE_S = 15.0
@@ -67,17 +68,19 @@ async def job_events(
 ) -> AsyncIterator[str]:
     """States, attempt events and progress until the job has ended.
 
-    Ids are `<timeline sequence>/<key of the newest event chunk>`.
+    Ids are `<timeline sequence>/<position among the event chunks>`.
     """
     sequence, after = _parse(last_id)
     shown: Any = None
     quiet_since = time.monotonic()
     while True:
         job = await recent.get(job_id)
-        for chunk in await _new_chunks(store, prefix, after):
-            after = chunk.key
-            for record in chunk.records:
-                yield event("event", record, f"{sequence}/{after}")
+        records, now = await asyncio.to_thread(read_records, store, prefix, after)
+        for number, record in enumerate(records, start=1):
+            # Cut off before the last of them, a client gets them all again rather than none.
+            after = now if number == len(records) else after
+            yield event("event", record, f"{sequence}/{after}")
+        after = now
         for entry in job.timeline:
             if entry.sequence > sequence:
                 sequence = entry.sequence
@@ -95,18 +98,49 @@ async def job_events(
         await asyncio.sleep(POLL_S)
 
 
+class RecordSource(NamedTuple):
+    """Records that are followed."""
+
+    store: Store
+    """Where they are."""
+    prefix: str
+    """Below which key."""
+    kind: str
+    """As their events are called."""
+    wanted: Wanted = ALL
+    """Which of them."""
+
+
 async def job_records(
-    recent: RecentJobs, store: Store, prefix: str, job_id: str, kind: str, after: str
+    recent: RecentJobs,
+    source: RecordSource,
+    job_id: str,
+    after: Position,
+    tail: int | None = None,
 ) -> AsyncIterator[str]:
-    """Metrics or logs as they are written, until the job has ended. Ids are chunk keys."""
+    """Metrics or logs as they are written, until the job has ended. Ids are positions.
+
+    Args:
+        recent: the jobs.
+        source: which records.
+        job_id: of which job.
+        after: where to go on.
+        tail: begin with so many of the newest, instead of at `after`.
+    """
     quiet_since = time.monotonic()
+    store, prefix, kind, wanted = source
     while True:
         is_final = (await recent.get(job_id)).state.is_final
-        for chunk in await _new_chunks(store, prefix, after):
-            after, quiet_since = chunk.key, time.monotonic()
-            for record in chunk.records[:-1]:
-                yield event(kind, record)
-            yield event(kind, chunk.records[-1], after)
+        if tail is not None:
+            records, after = await asyncio.to_thread(read_newest, store, prefix, wanted, tail)
+            tail = None
+        else:
+            records, after = await asyncio.to_thread(read_records, store, prefix, after, wanted)
+        for record in records[:-1]:
+            yield event(kind, record)
+        if records:
+            quiet_since = time.monotonic()
+            yield event(kind, records[-1], str(after))
         if is_final:
             yield event("end", {})
             return
@@ -116,10 +150,9 @@ async def job_records(
         await asyncio.sleep(POLL_S)
 
 
-async def _new_chunks(store: Store, prefix: str, after: str) -> list[Chunk]:
-    return await asyncio.to_thread(lambda: list(read_chunks(store, prefix, after)))
-
-
-def _parse(last_id: str | None) -> tuple[int, str]:
+def _parse(last_id: str | None) -> tuple[int, Position]:
     sequence, _, after = (last_id or "").partition("/")
-    return (int(sequence), after) if sequence.isdigit() else (0, "")
+    try:
+        return int(sequence), Position.parse(after)
+    except (ValueError, InvalidInput):
+        return 0, Position()

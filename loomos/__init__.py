@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from loomos._lazy import lazy
 
+__version__ = "0.1.0"
+"""Version of LoomOS; the distribution takes its own from here."""
+
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
     from loomos.client.job_spec import JobSpec, ResourceRequirements
@@ -21,6 +24,7 @@ __all__ = [
     "LoomOSClient",
     "ManifestValidator",
     "ResourceRequirements",
+    "__version__",
 ]
 
 __getattr__ = lazy(

@@ -15,3 +15,9 @@ STATE = SearchAttributeKey.for_keyword("LoomState")
 MODEL = SearchAttributeKey.for_keyword("LoomModel")
 PRIORITY = SearchAttributeKey.for_int("LoomPriority")
 LABELS = SearchAttributeKey.for_keyword_list("LoomLabels")
+
+
+def quoted(text: str) -> str:
+    """Text as a visibility query has it."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

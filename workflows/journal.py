@@ -17,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
         TimelineEntry,
     )
     from loomos.search_attributes import STATE
+    from workflows.details import show_table
     from workflows.gang import GangEnd, GangFailed
 
 
@@ -127,10 +128,4 @@ class Journal:
                 rows.append(("checkpoint", f"step {self.progress.checkpoint_step}"))
         if self.attempts:
             rows.append(("attempt", str(self.attempts[-1].generation)))
-        body = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows + self._more())
-        workflow.set_current_details(f"| | |\n|---|---|\n{body}")
-
-
-def _cell(text: str) -> str:
-    """Text that does not break a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
+        show_table(rows + self._more())

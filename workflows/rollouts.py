@@ -43,6 +43,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.search_attributes import STATE
     from workflows import calls, delivery_calls
     from workflows.causes import root_cause
+    from workflows.details import show_table
 
 KEPT_EVENTS = 200
 
@@ -324,9 +325,13 @@ class CanaryRollout:
         del self._timeline[:-KEPT_EVENTS]
         if changed:
             workflow.upsert_search_attributes([STATE.value_set(state.value)])
-        workflow.set_current_details(
-            f"| | |\n|---|---|\n| state | **{state}**, {stage} |\n| why | {message} |\n"
-            f"| candidate | {self._version} |\n| its share | {self._share_bp / 100:g} % |"
+        show_table(
+            [
+                ("state", f"**{state}**, {stage}"),
+                ("why", message),
+                ("candidate", self._version),
+                ("its share", f"{self._share_bp / 100:g} %"),
+            ]
         )
 
     def _record(self, event_type: str, data: dict[str, object]) -> None:

@@ -11,6 +11,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from loomos.jobs.message import TimelineEntryBase
     from loomos.search_attributes import STATE
+    from workflows.details import show_table
 
 SHOW_INTERVAL = timedelta(seconds=1)
 
@@ -101,6 +102,4 @@ class StateLog(Generic[S, E]):
     def show(self) -> None:
         """Set what Temporal's UI shows."""
         self._shown_at = workflow.now()
-        rows = [("state", f"**{self.state}**: {self.message}"), *self._rows()]
-        body = "\n".join(f"| {name} | {value} |" for name, value in rows)
-        workflow.set_current_details(f"| | |\n|---|---|\n{body}")
+        show_table([("state", f"**{self.state}**: {self.message}"), *self._rows()])

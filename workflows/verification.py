@@ -7,7 +7,6 @@ lost node costs at most the shard it was at, and the same verification again cos
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from datetime import timedelta
 
 from temporalio import workflow
@@ -33,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.search_attributes import STATE
     from workflows import calls, delivery_calls
     from workflows.causes import root_cause
+    from workflows.details import show_table
     from workflows.leasing import Leasing
 
 MOST_FAILURES = 5
@@ -195,13 +195,13 @@ class VerificationSuite:
 
     def _show(self) -> None:
         total = len(self._plan.shards) if self._plan else 0
-        rows: Sequence[tuple[str, str]] = [
-            ("state", f"**{self._state}**: {self._message}"),
-            ("model", self._plan.version if self._plan else self._job.model),
-            ("shards", f"{self._done} of {total}"),
-        ]
-        body = "\n".join(f"| {name} | {value} |" for name, value in rows)
-        workflow.set_current_details(f"| | |\n|---|---|\n{body}")
+        show_table(
+            [
+                ("state", f"**{self._state}**: {self._message}"),
+                ("model", self._plan.version if self._plan else self._job.model),
+                ("shards", f"{self._done} of {total}"),
+            ]
+        )
 
     # --- messages ---
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from api.context import Admin, Gateway, Parts, Reader, Submitter
 from api.named_files import check_named_files
 from api.problems import problem_responses
-from api.stream import RecentJobs, job_events, job_records, sse
+from api.stream import RecentJobs, RecordSource, job_events, job_records, sse
 from loomos.client.models import (
     Artifact,
     ArtifactList,
@@ -31,8 +31,8 @@ from loomos.jobs.states import JobState
 from loomos.jobs.training import JobUpdate
 from loomos.manifest import TrainingJob
 from loomos.storage import Store
-from loomos.storage.chunks import read_chunks
 from loomos.storage.layout import events_prefix, job_prefix, logs_prefix, metrics_prefix
+from loomos.storage.records import Position, Wanted, read_newest, read_records
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
@@ -40,9 +40,15 @@ JobId = Annotated[str, Path(min_length=1, max_length=128, pattern=r"^[a-z0-9][a-
 Limit = Annotated[int, Query(ge=1, le=200)]
 Cursor = Annotated[str | None, Query(max_length=4096, description="`next_cursor` of a page.")]
 RecordLimit = Annotated[int, Query(ge=1, le=50_000, description="Fewest records to collect.")]
-After = Annotated[str, Query(max_length=1024, description="`next_cursor` of earlier records.")]
+After = Annotated[str, Query(max_length=16384, description="`next_cursor` of earlier records.")]
+Tail = Annotated[int | None, Query(ge=1, le=50_000, description="Only so many, the newest.")]
+Since = Annotated[
+    float | None,
+    Query(ge=0, le=1e11, allow_inf_nan=False, description="Seconds since 1970; only later ones."),
+]
+Attempt = Annotated[int | None, Query(ge=0, le=1_000_000, description="Of one attempt.")]
 Follow = Annotated[bool, Query(description="Server-sent events until the job has ended.")]
-LastEventId = Annotated[str | None, Header(max_length=2048)]
+LastEventId = Annotated[str | None, Header(max_length=16384)]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=256)]
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}, "application/json": {}}}
@@ -185,13 +191,18 @@ async def get_job_metrics(
     limit: RecordLimit = 10_000,
     after: After = "",
     follow: Follow = False,
+    tail: Tail = None,
+    since: Since = None,
+    attempt: Attempt = None,
+    every: Annotated[
+        int, Query(ge=1, le=1_000_000, description="Only steps that are a multiple of this.")
+    ] = 1,
     last_event_id: LastEventId = None,
 ) -> Records | StreamingResponse:
     """Metrics, oldest attempt first; steps taken twice appear once per attempt (`generation`)."""
-    prefix = metrics_prefix(job_id)
-    return await _records(
-        job_id, request, parts, prefix, "metrics", limit, after or last_event_id or "", follow
-    )
+    wanted = Wanted(generation=attempt, since=since, every=every)
+    reading = Reading(metrics_prefix(job_id), "metrics", wanted, limit, tail)
+    return await _records(job_id, request, parts, reading, after or last_event_id or "", follow)
 
 
 @router.get(
@@ -205,41 +216,53 @@ async def get_job_logs(
     limit: RecordLimit = 10_000,
     after: After = "",
     follow: Follow = False,
+    tail: Tail = None,
+    since: Since = None,
+    attempt: Attempt = None,
+    rank: Annotated[int | None, Query(ge=0, le=1_000_000, description="Of one rank.")] = None,
     last_event_id: LastEventId = None,
 ) -> Records | StreamingResponse:
-    """Lines that the job's processes printed."""
-    prefix = logs_prefix(job_id)
-    return await _records(
-        job_id, request, parts, prefix, "log", limit, after or last_event_id or "", follow
-    )
+    """Lines that the job's processes printed; those of one attempt by time."""
+    wanted = Wanted(generation=attempt, since=since, rank=rank)
+    reading = Reading(logs_prefix(job_id), "log", wanted, limit, tail)
+    return await _records(job_id, request, parts, reading, after or last_event_id or "", follow)
+
+
+class Reading(NamedTuple):
+    """What is to be read of a job's records."""
+
+    prefix: str
+    """Where they are."""
+    kind: str
+    """As events of a stream are called."""
+    wanted: Wanted
+    """Which."""
+    limit: int
+    """How many at a time."""
+    tail: int | None
+    """How many of the newest, instead of all."""
 
 
 async def _records(
-    job_id: str,
-    request: Request,
-    parts: Gateway,
-    prefix: str,
-    kind: str,
-    limit: int,
-    after: str,
-    follow: bool,
+    job_id: str, request: Request, parts: Gateway, reading: Reading, after: str, follow: bool
 ) -> Records | StreamingResponse:
     recent: RecentJobs = request.app.state.recent
     await recent.get(job_id)
+    store, position = parts.store, Position.parse(after)
     if follow:
-        return sse(job_records(recent, parts.store, prefix, job_id, kind, after))
-    return await asyncio.to_thread(_read_records, parts.store, prefix, after, limit)
-
-
-def _read_records(store: Store, prefix: str, after: str, limit: int) -> Records:
-    found: list[dict[str, object]] = []
-    cursor: str | None = None
-    for chunk in read_chunks(store, prefix, after):
-        found += chunk.records
-        cursor = chunk.key
-        if len(found) >= limit:
-            break
-    return Records(records=found, next_cursor=cursor)
+        tail = None if after else reading.tail
+        source = RecordSource(store, reading.prefix, reading.kind, reading.wanted)
+        return sse(job_records(recent, source, job_id, position, tail))
+    if reading.tail is not None:
+        found, end = await asyncio.to_thread(
+            read_newest, store, reading.prefix, reading.wanted, reading.tail
+        )
+    else:
+        found, end = await asyncio.to_thread(
+            read_records, store, reading.prefix, position, reading.wanted, reading.limit
+        )
+    moved = reading.tail is None and end != position
+    return Records(records=found, next_cursor=str(end) if moved else None)
 
 
 @router.get("/{job_id}/artifacts", responses=problem_responses(404))

@@ -12,6 +12,7 @@ from api.routes.serving import EndpointName
 from loomos.client.delivery_models import RolloutList, RolloutVerb, Steering
 from loomos.errors import InvalidInput
 from loomos.jobs.rollouts import Approval, CanaryRollout, Reason, RolloutStatus
+from loomos.registry import Registry
 
 router = APIRouter(prefix="/api/v1/rollouts", tags=["rollouts"])
 
@@ -19,6 +20,7 @@ router = APIRouter(prefix="/api/v1/rollouts", tags=["rollouts"])
 @router.post("", status_code=201, responses=problem_responses(404, 409))
 async def start_rollout(rollout: CanaryRollout, parts: Parts, who: Submitter) -> RolloutStatus:
     """Put a version on trial at an endpoint."""
+    await asyncio.to_thread(Registry(parts.store).manifest, rollout.spec.model)
     return await parts.delivery.start_rollout(rollout, who.subject)
 
 

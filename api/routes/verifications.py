@@ -17,6 +17,7 @@ from loomos.errors import NotFound
 from loomos.jobs.names import verification_workflow_id
 from loomos.jobs.verification import VerificationJob, VerificationStatus
 from loomos.prism.reports.files import EVAL_FOLDER, EVIDENCE, HTML_REPORT, PDF_REPORT
+from loomos.registry import Registry
 from loomos.storage import Store
 from loomos.storage.layout import verification_prefix
 
@@ -43,6 +44,8 @@ async def start_verification(
 ) -> VerificationStatus:
     """Let Prism ask a version; suites are names, uploads, or files below `data.roots`."""
     await check_named_files(job, parts)
+    for model in filter(None, (job.model, job.spec.baseline)):
+        await asyncio.to_thread(Registry(parts.store).manifest, model)
     return await parts.delivery.start_verification(job, who.subject)
 
 

@@ -37,13 +37,27 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from loomos import __version__
+
+        print(f"loomos {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     context: Annotated[
         str | None, typer.Option("--context", help="Context to use, as `loomos context list` says.")
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
-    """AI training as durable pipelines."""
+    """AI training as durable pipelines. Exit codes: 0, 1 ended badly, 2 error, 130 Ctrl-C."""
     from loomos.contexts import choose
 
     choose(context)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loomos.cli.arguments import File, ManifestOption, manifest_of
 from loomos.cli.output import (
     Format,
     Output,
     ago,
     call,
+    call_on,
     chosen,
     counting,
+    ends,
     print_facts,
     print_table,
     show,
@@ -26,22 +28,22 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Train policies together, round by round.", no_args_is_help=True)
 
-CampaignId = Annotated[str, typer.Argument(help="Id of the campaign.")]
+CampaignId = Annotated[str, typer.Argument(help="Id of the campaign, or what only it begins with.")]
 
 
 @app.command()
 def run(
-    manifest: Annotated[Path, typer.Option("-f", "--manifest", help="A kind: RLCampaign.")],
+    file: File = None,
+    manifest: ManifestOption = None,
     follow: Annotated[bool, typer.Option(help="Wait until it is over.")] = False,
     output: Output = None,
 ) -> None:
-    """Start a campaign."""
+    """Start a campaign; with --follow, exit code 1 unless it completes."""
     from loomos.manifest import RLCampaign, read_document
 
-    campaign = read_document(manifest, RLCampaign)
-    started = call(
-        lambda client: client.campaigns.start(campaign, folder=manifest.absolute().parent)
-    )
+    path = manifest_of(file, manifest)
+    campaign = read_document(path, RLCampaign)
+    started = call(lambda client: client.campaigns.start(campaign, folder=path.absolute().parent))
     if follow:
         _follow(started, output)
         return
@@ -64,6 +66,7 @@ def list_campaigns(output: Output = None) -> None:
                 (c.campaign_id, c.state, c.rounds, _numbers(c.returns), ago(c.started_at), c.owner)
                 for c in found.campaigns
             ],
+            spare=("OWNER", "STARTED"),
         )
 
     show(found, output, table)
@@ -75,8 +78,8 @@ def status(
     follow: Annotated[bool, typer.Option(help="Show rounds until it is over.")] = False,
     output: Output = None,
 ) -> None:
-    """Show where a campaign is."""
-    found = call(lambda client: client.campaigns.get(campaign_id))
+    """Show where a campaign is; exit code 1 if it has ended badly."""
+    found = call_on("campaign", campaign_id, lambda client, one: client.campaigns.get(one))
     if follow:
         _follow(found, output)
         return
@@ -86,7 +89,7 @@ def status(
 @app.command()
 def rounds(campaign_id: CampaignId, output: Output = None) -> None:
     """List the rounds of a campaign; round 0 is before any training."""
-    found = call(lambda client: client.campaigns.get(campaign_id))
+    found = call_on("campaign", campaign_id, lambda client, one: client.campaigns.get(one))
 
     def table() -> None:
         print_table(
@@ -100,14 +103,15 @@ def rounds(campaign_id: CampaignId, output: Output = None) -> None:
 @app.command()
 def cancel(campaign_id: CampaignId, output: Output = None) -> None:
     """End a campaign and the trainings that run."""
-    _print(call(lambda client: client.campaigns.cancel(campaign_id)), output)
+    found = call_on("campaign", campaign_id, lambda client, one: client.campaigns.cancel(one))
+    _print(found, output, is_judged=False)
 
 
 # --- printing -----------------------------------------------------------------------------------
 
 
 def _follow(campaign: CampaignStatus, output: Output) -> None:
-    """Show rounds as they end; then the campaign. One that failed ends with code 1."""
+    """Show rounds as they end; then the campaign."""
     shows = chosen(output) == Format.TABLE
     total = sum(phase.rounds for phase in campaign.spec.phases)
 
@@ -120,13 +124,17 @@ def _follow(campaign: CampaignStatus, output: Output) -> None:
                 told = len(found.timeline)
         return found
 
-    ended = call(work)
-    _print(ended, output)
-    if ended.state != "completed":
-        raise typer.Exit(1)
+    name = campaign.campaign_id
+    goes_on = (
+        f"campaign {name} goes on; `loomos campaigns status {name} --follow` follows it, "
+        f"`loomos campaigns cancel {name}` ends it"
+    )
+    _print(call(work, goes_on), output)
 
 
-def _print(campaign: CampaignStatus, output: Output) -> None:
+def _print(campaign: CampaignStatus, output: Output, is_judged: bool = True) -> None:
+    """Print a campaign; then end with code 1 if it is over and did not complete."""
+
     def table() -> None:
         print_facts(
             [
@@ -156,6 +164,8 @@ def _print(campaign: CampaignStatus, output: Output) -> None:
             )
 
     show(campaign, output, table)
+    if is_judged:
+        ends(campaign.state == "completed", campaign.state.is_final)
 
 
 def _row(report: RoundReport) -> tuple[object, ...]:

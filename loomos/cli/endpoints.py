@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loomos.cli.output import Output, call, print_facts, print_table, show
+from loomos.cli.output import Output, call, call_on, print_facts, print_table, show
 
 if TYPE_CHECKING:
     from loomos.client.delivery_models import EndpointDetail, EndpointList
@@ -40,6 +40,7 @@ def list_endpoints(output: Output = None) -> None:
                 )
                 for e in found.endpoints
             ],
+            spare=("SERVERS",),
         )
 
     show(found, output, table)
@@ -48,11 +49,7 @@ def list_endpoints(output: Output = None) -> None:
 @app.command()
 def describe(endpoint: Endpoint, output: Output = None) -> None:
     """Show an endpoint: versions, shares, servers."""
-
-    async def work(client: LoomOSClient) -> EndpointDetail:
-        return await client.endpoints.get(endpoint)
-
-    print_endpoint(call(work), output)
+    print_endpoint(call_on("endpoint", endpoint, lambda c, one: c.endpoints.get(one)), output)
 
 
 @app.command()
@@ -80,7 +77,7 @@ def print_endpoint(endpoint: EndpointDetail, output: Output) -> None:
                 ("canary", route.canary.version if route.canary else None),
                 ("its share", f"{route.canary_bp / 100:g} %" if route.canary else None),
                 ("lease until", route.expires_at),
-                ("row", f"{route.generation}, by {route.issued_by}"),
+                ("route", f"{route.generation}, by {route.issued_by}"),
                 (
                     "replicas",
                     f"{len(route.replicas)} ({endpoint.spec.replicas.min} to "
@@ -88,6 +85,7 @@ def print_endpoint(endpoint: EndpointDetail, output: Output) -> None:
                 ),
             ]
         )
+        print()
         print_table(
             ("SERVER", "URL", "LOADED", "RUNNING", "FAILED"),
             [

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loomos.cli.arguments import File, ManifestOption, manifest_of
 from loomos.cli.output import (
     Format,
     Output,
     ago,
     call,
+    call_on,
     chosen,
     counting,
+    ends,
     print_facts,
     print_table,
     show,
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Search over parameters.", no_args_is_help=True)
 
-ExperimentId = Annotated[str, typer.Argument(help="Id of the experiment.")]
+ExperimentId = Annotated[
+    str, typer.Argument(help="Id of the experiment, or what only it begins with.")
+]
 
 
 class PlotKind(StrEnum):
@@ -51,17 +56,19 @@ class ExportFormat(StrEnum):
 
 @app.command()
 def run(
-    manifest: Annotated[Path, typer.Option("-f", "--manifest", help="A kind: Experiment.")],
+    file: File = None,
+    manifest: ManifestOption = None,
     follow: Annotated[bool, typer.Option(help="Wait until it is over.")] = False,
     output: Output = None,
 ) -> None:
-    """Start an experiment."""
+    """Start an experiment; with --follow, exit code 1 unless it completes with a best trial."""
     from loomos.manifest import Experiment, read_document
 
-    experiment = read_document(manifest, Experiment)
+    path = manifest_of(file, manifest)
+    experiment = read_document(path, Experiment)
 
     async def work(client: LoomOSClient) -> ExperimentStatus:
-        return await client.experiments.start(experiment, folder=manifest.absolute().parent)
+        return await client.experiments.start(experiment, folder=path.absolute().parent)
 
     started = call(work)
     if follow:
@@ -93,6 +100,7 @@ def list_experiments(output: Output = None) -> None:
                 )
                 for e in found.experiments
             ],
+            spare=("OWNER", "STARTED"),
         )
 
     show(found, output, table)
@@ -104,8 +112,8 @@ def status(
     follow: Annotated[bool, typer.Option(help="Show trials until it is over.")] = False,
     output: Output = None,
 ) -> None:
-    """Show where an experiment is."""
-    found = call(lambda client: client.experiments.get(experiment_id))
+    """Show where an experiment is; exit code 1 if it has ended without a best trial."""
+    found = _get(experiment_id)
     if follow:
         _follow(found, output)
         return
@@ -115,7 +123,9 @@ def status(
 @app.command()
 def trials(experiment_id: ExperimentId, output: Output = None) -> None:
     """List finished trials."""
-    found = call(lambda client: client.experiments.all_trials(experiment_id))
+    found = call_on(
+        "experiment", experiment_id, lambda client, one: client.experiments.all_trials(one)
+    )
 
     def table() -> None:
         print_table(
@@ -134,7 +144,7 @@ def best(experiment_id: ExperimentId, output: Output = None) -> None:
     """Show the best trial, or the Pareto front."""
     from loomos.errors import NotFound
 
-    found = call(lambda client: client.experiments.get(experiment_id)).best
+    found = _get(experiment_id).best
     if not found:
         raise NotFound(f"no trial of {experiment_id} is complete and feasible yet")
 
@@ -153,13 +163,17 @@ def stop(
     output: Output = None,
 ) -> None:
     """Start no more trials; those that run end, and the experiment is complete."""
-    _print(call(lambda client: client.experiments.stop(experiment_id, reason)), output)
+    found = call_on(
+        "experiment", experiment_id, lambda client, one: client.experiments.stop(one, reason)
+    )
+    _print(found, output, is_judged=False)
 
 
 @app.command()
 def cancel(experiment_id: ExperimentId, output: Output = None) -> None:
     """End an experiment and the trials that run."""
-    _print(call(lambda client: client.experiments.cancel(experiment_id)), output)
+    found = call_on("experiment", experiment_id, lambda client, one: client.experiments.cancel(one))
+    _print(found, output, is_judged=False)
 
 
 @app.command()
@@ -171,11 +185,7 @@ def export(
     """Write every finished trial as CSV or JSON."""
     import json
 
-    async def work(client: LoomOSClient) -> tuple[ExperimentStatus, list[TrialRecord]]:
-        found = await client.experiments.get(experiment_id)
-        return found, await client.experiments.all_trials(experiment_id)
-
-    experiment, found = call(work)
+    experiment, found = _with_trials(experiment_id)
     if format == ExportFormat.JSON:
         text = json.dumps([trial.model_dump(mode="json") for trial in found], indent=2) + "\n"
     else:
@@ -204,21 +214,29 @@ def plot(
     except ImportError as error:
         raise InvalidInput(f"plots need {error.name}; pip install 'loomos[weaver]'") from None
 
-    async def work(client: LoomOSClient) -> tuple[ExperimentStatus, list[TrialRecord]]:
-        found = await client.experiments.get(experiment_id)
-        return found, await client.experiments.all_trials(experiment_id)
-
-    experiment, found = call(work)
+    experiment, found = _with_trials(experiment_id)
     path = file or Path(f"{experiment_id}-{kind.value}.png")
     draw(kind.value, experiment.spec, found, path, metric)
     print(path)
+
+
+def _get(experiment_id: str) -> ExperimentStatus:
+    return call_on("experiment", experiment_id, lambda client, one: client.experiments.get(one))
+
+
+def _with_trials(experiment_id: str) -> tuple[ExperimentStatus, list[TrialRecord]]:
+    async def work(client: LoomOSClient, one: str) -> tuple[ExperimentStatus, list[TrialRecord]]:
+        found = await client.experiments.get(one)
+        return found, await client.experiments.all_trials(one)
+
+    return call_on("experiment", experiment_id, work)
 
 
 # --- printing -----------------------------------------------------------------------------------
 
 
 def _follow(experiment: ExperimentStatus, output: Output) -> None:
-    """Show trials as they finish; then the experiment. A failed one ends with code 1."""
+    """Show trials as they finish; then the experiment."""
     shows = chosen(output) == Format.TABLE
     total = experiment.spec.most_trials
 
@@ -231,13 +249,17 @@ def _follow(experiment: ExperimentStatus, output: Output) -> None:
                 count(done, f"{trial.number:>5}  {trial.state:<10} {value:<14} {_params(trial)}")
         return await client.experiments.get(experiment.experiment_id)
 
-    ended = call(work)
-    _print(ended, output)
-    if ended.state != "completed":
-        raise typer.Exit(1)
+    name = experiment.experiment_id
+    goes_on = (
+        f"experiment {name} goes on; `loomos experiments status {name} --follow` follows it, "
+        f"`loomos experiments stop {name}` ends it"
+    )
+    _print(call(work, goes_on), output)
 
 
-def _print(experiment: ExperimentStatus, output: Output) -> None:
+def _print(experiment: ExperimentStatus, output: Output, is_judged: bool = True) -> None:
+    """Print an experiment; then end with code 1 if it is over and nothing came of it."""
+
     def table() -> None:
         best = experiment.best[0] if len(experiment.best) == 1 else None
         spec = experiment.spec
@@ -261,10 +283,13 @@ def _print(experiment: ExperimentStatus, output: Output) -> None:
         )
 
     show(experiment, output, table)
+    if is_judged:
+        is_good = experiment.state == "completed" and bool(experiment.best)
+        ends(is_good, experiment.state.is_final)
 
 
 def _numbers(values: list[float]) -> str:
-    return ", ".join(f"{value:.6g}" for value in values)
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def _values(trial: TrialRecord) -> str:
@@ -272,13 +297,13 @@ def _values(trial: TrialRecord) -> str:
         return _numbers(trial.values)
     if trial.reports:
         step, value = trial.reports[-1]
-        return f"{value:.6g} at {step}"
+        return f"{value:.4g} at {step}"
     return ""
 
 
 def _params(trial: TrialRecord) -> str:
     return ", ".join(
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in trial.params.items()
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loomos.cli.output import Format, call, show
+from loomos.cli.output import Format, call_on, ends, show
 
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
@@ -33,21 +33,21 @@ def steer(
         **options: of the method.
     """
 
-    async def work(client: LoomOSClient) -> tuple[JobDetail, bool]:
-        before = await client.get_job_status(job_id) if wait else None
-        job: JobDetail = await getattr(client, method)(job_id, **options)
+    async def work(client: LoomOSClient, named: str) -> tuple[JobDetail, bool]:
+        before = await client.get_job_status(named) if wait else None
+        job: JobDetail = await getattr(client, method)(named, **options)
         if before is None:
             return job, True
         is_done = _is_done(method, before)
         while not (is_done(job) or job.state.is_final):
             await asyncio.sleep(INTERVAL_S)
-            job = await client.get_job_status(job_id)
+            job = await client.get_job_status(named)
         return job, is_done(job)
 
-    job, is_done = call(work)
+    goes_on = f"it was asked for all the same; `loomos jobs wait {job_id}` follows the job"
+    job, is_done = call_on("job", job_id, work, goes_on if wait else "")
     show(job, output, lambda: print(f"job {job.job_id}: {told(job)}"))
-    if not is_done:
-        raise typer.Exit(1)
+    ends(is_done)
 
 
 def told(job: JobDetail) -> str:

@@ -8,23 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loomos.cli.arguments import File, JobId, ManifestOption, manifest_of
 from loomos.cli.job_progress import wait_for
 from loomos.cli.job_records import logs, metrics
 from loomos.cli.job_steering import Wait, steer
 from loomos.cli.job_view import print_job
-from loomos.cli.output import Format, Output, ago, call, chosen, print_table, show
+from loomos.cli.output import Format, Output, ago, call, call_on, chosen, print_table, show
 
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
-    from loomos.client.models import JobDetail, JobPage, Submitted
+    from loomos.client.models import JobPage, Submitted
     from loomos.manifest import JobManifest
 
 app = typer.Typer(help="Submit, follow and steer training jobs.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(help="Id of the job.")]
-Manifest = Annotated[
-    Path, typer.Option("--manifest", "--file", "-f", help="YAML or JSON manifest or template.")
-]
 Params = Annotated[
     list[str] | None, typer.Option("--param", "-p", help="Template parameter, name=value.")
 ]
@@ -33,7 +30,8 @@ Environment = Annotated[str | None, typer.Option("--environment", "-e", help="Ov
 
 @app.command()
 def submit(
-    manifest: Manifest,
+    file: File = None,
+    manifest: ManifestOption = None,
     param: Params = None,
     environment: Environment = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submit at most once.")] = None,
@@ -43,8 +41,8 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
     output: Output = None,
 ) -> None:
-    """Submit a manifest."""
-    loaded = _load(manifest, param, environment)
+    """Submit a manifest or template; with --wait, exit code 1 unless the job completes."""
+    loaded = _load(manifest_of(file, manifest), param, environment)
 
     async def work(client: LoomOSClient) -> Submitted:
         return await client.submit_job_from_manifest(
@@ -89,19 +87,24 @@ def submit_batch(
 
 @app.command()
 def validate(
-    manifest: Manifest, param: Params = None, environment: Environment = None, output: Output = None
+    file: File = None,
+    manifest: ManifestOption = None,
+    param: Params = None,
+    environment: Environment = None,
+    output: Output = None,
 ) -> None:
     """Check a manifest without submitting it; lists every error."""
     from loomos.manifest import ManifestValidator
 
-    result = ManifestValidator().validate(_load(manifest, param, environment))
+    path = manifest_of(file, manifest)
+    result = ManifestValidator().validate(_load(path, param, environment))
     errors = [{"path": e.path, "message": e.message} for e in result.errors]
 
     def table() -> None:
         if result.is_valid:
-            print(f"{manifest}: valid")
+            print(f"{path}: valid")
         for error in result.errors:
-            typer.echo(f"{manifest}: {error}", err=True)
+            typer.echo(f"{path}: {error}", err=True)
 
     show({"valid": result.is_valid, "errors": errors}, output, table)
     if not result.is_valid:
@@ -148,6 +151,7 @@ def list_jobs(
                 (j.job_id, j.state, j.priority, j.owner, j.project, j.model, ago(j.created_at))
                 for j in page.jobs
             ],
+            spare=("PROJECT", "OWNER", "PRIORITY", "MODEL"),
         )
         if page.next_cursor:
             print(f"more: --cursor {page.next_cursor}")
@@ -158,11 +162,7 @@ def list_jobs(
 @app.command()
 def describe(job_id: JobId, output: Output = None) -> None:
     """Show everything about a job."""
-
-    async def work(client: LoomOSClient) -> JobDetail:
-        return await client.get_job_status(job_id)
-
-    job = call(work)
+    job = call_on("job", job_id, lambda client, job: client.get_job_status(job))
     show(job, output, lambda: print_job(job))
 
 
@@ -226,11 +226,11 @@ def change(
 def delete(job_id: JobId) -> None:
     """Forget a job that has ended, with its checkpoints, logs and metrics. Its model stays."""
 
-    async def work(client: LoomOSClient) -> None:
-        await client.delete_job(job_id)
+    async def work(client: LoomOSClient, job: str) -> str:
+        await client.delete_job(job)
+        return job
 
-    call(work)
-    print(f"job {job_id} deleted")
+    print(f"job {call_on('job', job_id, work)} deleted")
 
 
 @app.command()
@@ -247,10 +247,10 @@ def download(
 ) -> None:
     """Download the model that a job published."""
 
-    async def work(client: LoomOSClient) -> Path:
-        return await client.download_job_artifact(job_id, artifact, output)
+    async def work(client: LoomOSClient, job: str) -> Path:
+        return await client.download_job_artifact(job, artifact, output)
 
-    print(call(work))
+    print(call_on("job", job_id, work))
 
 
 def _load(path: Path, param: list[str] | None, environment: str | None) -> JobManifest:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loomos.cli.output import Output, call, print_facts, print_table, show
+from loomos.cli.output import Output, call, call_on, print_facts, print_table, show
 
 if TYPE_CHECKING:
     from loomos.client.delivery_models import (
@@ -57,11 +57,7 @@ def list_models(output: Output = None) -> None:
 @app.command()
 def describe(model: Model, output: Output = None) -> None:
     """Show a version: files, lineage, signature, verdict."""
-
-    async def work(client: LoomOSClient) -> ModelDetail:
-        return await client.models.get(model)
-
-    _print(call(work), output)
+    _print(call_on("model", model, lambda client, one: client.models.get(one)), output)
 
 
 @app.command()
@@ -89,10 +85,10 @@ def alias(
 ) -> None:
     """Point an alias at a version."""
 
-    async def work(client: LoomOSClient) -> ModelDetail:
-        return await client.models.edit(model, aliases={name: expect})
+    async def work(client: LoomOSClient, one: str) -> ModelDetail:
+        return await client.models.edit(one, aliases={name: expect})
 
-    _print(call(work), output)
+    _print(call_on("model", model, work), output)
 
 
 @app.command()
@@ -110,21 +106,21 @@ def edit(
             raise InvalidInput(f"--tag: {item!r} is not KEY=VALUE")
     tags = dict(item.split("=", 1) for item in tag) if tag else None
 
-    async def work(client: LoomOSClient) -> ModelDetail:
-        return await client.models.edit(model, description=description, tags=tags)
+    async def work(client: LoomOSClient, one: str) -> ModelDetail:
+        return await client.models.edit(one, description=description, tags=tags)
 
-    _print(call(work), output)
+    _print(call_on("model", model, work), output)
 
 
 @app.command()
 def delete(model: Model) -> None:
     """Delete a version that nobody serves and no alias points at."""
 
-    async def work(client: LoomOSClient) -> None:
-        await client.models.delete(model)
+    async def work(client: LoomOSClient, one: str) -> str:
+        await client.models.delete(one)
+        return one
 
-    call(work)
-    print(f"deleted {model}")
+    print(f"deleted {call_on('model', model, work)}")
 
 
 @app.command()
@@ -138,12 +134,12 @@ def deploy(
     """Serve a version, and wait until it can answer. A folder is uploaded first."""
     scaling = {"min_instances": min_replicas, "max_instances": max_replicas or min_replicas}
 
-    async def work(client: LoomOSClient) -> EndpointDetail:
-        return await client.deploy_model(model, endpoint, scaling)
+    async def work(client: LoomOSClient, one: str) -> EndpointDetail:
+        return await client.deploy_model(one, endpoint, scaling)
 
     from loomos.cli.endpoints import print_endpoint
 
-    print_endpoint(call(work), output)
+    print_endpoint(call_on("model", model, work), output)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,10 +13,33 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from loomos.cli.tables import print_facts, print_table
+
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
+    from loomos.client.names import Kind
+
+__all__ = [
+    "Counter",
+    "Format",
+    "Output",
+    "ago",
+    "call",
+    "call_on",
+    "chosen",
+    "counting",
+    "ends",
+    "print_facts",
+    "print_table",
+    "show",
+]
 
 T = TypeVar("T")
+
+UNMET = 1
+"""Exit code where what was asked for ended badly: a gate that failed, a run that did."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 class Format(StrEnum):
@@ -32,8 +55,13 @@ Output = Annotated[
 ]
 
 
-def call(work: Callable[[LoomOSClient], Awaitable[T]]) -> T:
-    """Run one piece of work with a client of the gateway."""
+def call(work: Callable[[LoomOSClient], Awaitable[T]], goes_on: str = "") -> T:
+    """Run one piece of work with a client of the gateway.
+
+    Args:
+        work: what to do.
+        goes_on: what to tell a person who stops looking with Ctrl-C, at what does not stop by that.
+    """
     from loomos.cli.uploading import uploads_shown
     from loomos.client.http import LoomOSClient
 
@@ -42,7 +70,36 @@ def call(work: Callable[[LoomOSClient], Awaitable[T]]) -> T:
             with uploads_shown(client):
                 return await work(client)
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except KeyboardInterrupt:
+        if goes_on:
+            print(f"\n{goes_on}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def call_on(
+    kind: Kind,
+    text: str,
+    work: Callable[[LoomOSClient, str], Awaitable[T]],
+    goes_on: str = "",
+) -> T:
+    """Run one piece of work on what `text` names: an id, or the unambiguous beginning of one.
+
+    Only where there is no such id is it looked for, so a whole id costs no second request.
+    """
+    from loomos.errors import NotFound
+
+    async def run(client: LoomOSClient) -> T:
+        try:
+            return await work(client, text)
+        except NotFound:
+            found = await client.find(kind, text)
+            if found == text:
+                raise
+            return await work(client, found)
+
+    return call(run, goes_on)
 
 
 class Counter(Protocol):
@@ -84,22 +141,6 @@ def show(content: Any, output: Format | None, table: Callable[[], None]) -> None
     print(yaml.safe_dump(plain, sort_keys=False), end="")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows under headings; without a terminal, unstyled and unwrapped."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False).print(table)
-
-
 @contextmanager
 def counting(name: str, total: int, *, shows: bool) -> Iterator[Counter]:
     """A bar that counts; lines may be printed above it. Without `shows` there is nothing to see."""
@@ -125,19 +166,6 @@ def counting(name: str, total: int, *, shows: bool) -> Iterator[Counter]:
         yield count
 
 
-def print_facts(facts: Sequence[tuple[str, Any]]) -> None:
-    """Print names and values, aligned."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
-    for name, value in facts:
-        if value not in (None, "", {}, []):
-            grid.add_row(Text(name, style="dim"), Text(str(value)))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(grid)
-
-
 def ago(moment: datetime | None) -> str:
     """A moment as people say it: `5m ago`."""
     if moment is None:
@@ -147,3 +175,9 @@ def ago(moment: datetime | None) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit} ago"
     return f"{max(seconds, 0)}s ago"
+
+
+def ends(is_good: bool, is_final: bool = True) -> None:
+    """End with code 1 if what was looked at has ended, and badly."""
+    if is_final and not is_good:
+        raise typer.Exit(UNMET)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loomos.cli.output import Format, Output, call, chosen, print_facts, print_table, show
+from loomos.cli.arguments import File, ManifestOption, manifest_of
+from loomos.cli.output import (
+    Format,
+    Output,
+    call,
+    call_on,
+    chosen,
+    ends,
+    print_facts,
+    print_table,
+    show,
+)
+from loomos.cli.tables import printable
 
 if TYPE_CHECKING:
     from loomos.client.delivery_models import RolloutList
@@ -19,26 +29,28 @@ app = typer.Typer(help="Put versions on trial and steer that.", no_args_is_help=
 
 Endpoint = Annotated[str, typer.Argument(help="Name of the endpoint.")]
 Why = Annotated[str, typer.Option("--reason", help="For the record.")]
-FOLLOW_S = 0.5
 
 
 @app.command()
 def start(
-    manifest: Annotated[
-        Path | None, typer.Option("-f", "--manifest", help="A kind: CanaryRollout.")
-    ] = None,
+    file: File = None,
+    manifest: ManifestOption = None,
     endpoint: Annotated[str | None, typer.Option(help="Where, without a manifest.")] = None,
     model: Annotated[str | None, typer.Option(help="NAME@VERSION, without a manifest.")] = None,
     follow: Annotated[bool, typer.Option(help="Wait until it is over.")] = False,
     output: Output = None,
 ) -> None:
-    """Put a version on trial; the default stages are shadow, 5, 25, 50 and 100 percent."""
+    """Put a version on trial; the default stages are shadow, 5, 25, 50 and 100 percent.
+
+    A trial judges by real requests; `loomos endpoints load` sends some. With --follow, exit code 1
+    unless the version is promoted.
+    """
     from loomos.errors import InvalidInput
     from loomos.jobs.rollouts import CanaryRollout
     from loomos.manifest import read_document
 
-    if manifest is not None:
-        rollout = read_document(manifest, CanaryRollout)
+    if file or manifest:
+        rollout = read_document(manifest_of(file, manifest), CanaryRollout)
     elif endpoint and model:
         rollout = CanaryRollout.model_validate(
             {
@@ -49,7 +61,7 @@ def start(
             }
         )
     else:
-        raise InvalidInput("give --manifest, or --endpoint and --model")
+        raise InvalidInput("give a manifest, or --endpoint and --model")
 
     async def work(client: LoomOSClient) -> RolloutStatus:
         return await client.rollouts.start(rollout)
@@ -74,6 +86,7 @@ def list_rollouts(output: Output = None) -> None:
                 (r.endpoint, r.state, r.stage, r.candidate, f"{r.canary_percent:g} %", r.message)
                 for r in found.rollouts
             ],
+            spare=("STAGE",),
         )
 
     show(found, output, table)
@@ -85,12 +98,11 @@ def status(
     follow: Annotated[bool, typer.Option(help="Wait until it is over.")] = False,
     output: Output = None,
 ) -> None:
-    """Show the newest rollout of an endpoint."""
-
-    async def work(client: LoomOSClient) -> RolloutStatus:
-        return await client.rollouts.get(endpoint)
-
-    _print(_followed(endpoint, output) if follow else call(work), output)
+    """Show the newest rollout of an endpoint; exit code 1 if it has ended without promotion."""
+    if follow:
+        _print(_followed(endpoint, output), output)
+        return
+    _print(call_on("rollout", endpoint, lambda client, one: client.rollouts.get(one)), output)
 
 
 @app.command()
@@ -128,32 +140,37 @@ def abort(endpoint: Endpoint, reason: Why = "", output: Output = None) -> None:
 
 
 def _steer(endpoint: str, verb: str, output: Output, reason: str = "", stage: str = "") -> None:
-    async def work(client: LoomOSClient) -> RolloutStatus:
-        return await client.rollouts.steer(endpoint, verb, reason=reason, stage=stage)
+    async def work(client: LoomOSClient, one: str) -> RolloutStatus:
+        return await client.rollouts.steer(one, verb, reason=reason, stage=stage)
 
-    _print(call(work), output)
+    _print(call_on("rollout", endpoint, work), output, is_judged=False)
 
 
 def _followed(endpoint: str, output: Output) -> RolloutStatus:
     """Print what happens until it is over."""
+    tells = chosen(output) == Format.TABLE
 
-    async def work(client: LoomOSClient) -> RolloutStatus:
-        return await client.rollouts.get(endpoint)
+    async def work(client: LoomOSClient, one: str) -> RolloutStatus:
+        shown = 0
+        async for rollout in client.rollouts.follow(one):
+            for event in rollout.timeline:
+                if event.sequence > shown and tells:
+                    moment = f"{event.at.astimezone():%H:%M:%S}"
+                    message = printable(event.message)
+                    print(f"{moment}  {event.state:<12} {event.stage:<12} {message}", flush=True)
+                shown = max(shown, event.sequence)
+        return rollout
 
-    shown = 0
-    while True:
-        rollout = call(work)
-        for event in rollout.timeline:
-            if event.sequence > shown and chosen(output) == Format.TABLE:
-                moment = event.at.strftime("%H:%M:%S")
-                print(f"{moment}  {event.state:<12} {event.stage:<12} {event.message}", flush=True)
-            shown = max(shown, event.sequence)
-        if rollout.state.is_final:
-            return rollout
-        time.sleep(FOLLOW_S)
+    goes_on = (
+        f"the rollout goes on; `loomos rollouts status {endpoint} --follow` follows it, "
+        f"`loomos rollouts abort {endpoint}` ends it"
+    )
+    return call_on("rollout", endpoint, work, goes_on)
 
 
-def _print(rollout: RolloutStatus, output: Output) -> None:
+def _print(rollout: RolloutStatus, output: Output, is_judged: bool = True) -> None:
+    """Print a rollout; then end with code 1 if it is over and the version was not promoted."""
+
     def table() -> None:
         print_facts(
             [
@@ -164,7 +181,7 @@ def _print(rollout: RolloutStatus, output: Output) -> None:
                 ("compared with", rollout.stable),
                 ("its share", f"{rollout.canary_percent:g} %"),
                 (
-                    "verdict to row",
+                    "verdict to route",
                     None
                     if rollout.verdict_to_traffic_ms is None
                     else f"{rollout.verdict_to_traffic_ms:g} ms",
@@ -184,6 +201,9 @@ def _print(rollout: RolloutStatus, output: Output) -> None:
             for key, seen in verdict.progress.guardrails.items()
         ]
         if rows:
+            print()
             print_table(("STAGE", "GUARDRAIL", "CANARY", "CONTROL", "EVIDENCE", "VERDICT"), rows)
 
     show(rollout, output, table)
+    if is_judged:
+        ends(rollout.state == "promoted", rollout.state.is_final)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loomos.cli.output import Output, ago, call, print_facts, print_table, show
+from loomos.cli.arguments import File, ManifestOption, manifest_of
+from loomos.cli.output import Output, ago, call, call_on, print_facts, print_table, show
 
 if TYPE_CHECKING:
     from loomos.client.delivery_models import ScheduleDetail, ScheduleList
@@ -20,17 +20,19 @@ Name = Annotated[str, typer.Argument(help="Name of the schedule.")]
 
 @app.command()
 def create(
-    manifest: Annotated[Path, typer.Option("-f", "--manifest", help="A kind: ContinualLearning.")],
+    file: File = None,
+    manifest: ManifestOption = None,
     output: Output = None,
 ) -> None:
     """Start a schedule."""
     from loomos.jobs.continual import ContinualJob
     from loomos.manifest import read_document
 
-    job = read_document(manifest, ContinualJob)
+    path = manifest_of(file, manifest)
+    job = read_document(path, ContinualJob)
 
     async def work(client: LoomOSClient) -> ScheduleDetail:
-        return await client.schedules.create(job, folder=manifest.absolute().parent)
+        return await client.schedules.create(job, folder=path.absolute().parent)
 
     _print(call(work), output)
 
@@ -66,11 +68,7 @@ def list_schedules(output: Output = None) -> None:
 @app.command()
 def describe(name: Name, output: Output = None) -> None:
     """Show a schedule and what came of its last periods."""
-
-    async def work(client: LoomOSClient) -> ScheduleDetail:
-        return await client.schedules.get(name)
-
-    _print(call(work), output)
+    _print(call_on("schedule", name, lambda client, one: client.schedules.get(one)), output)
 
 
 @app.command()
@@ -94,19 +92,15 @@ def trigger(name: Name, output: Output = None) -> None:
 @app.command()
 def delete(name: Name) -> None:
     """Delete a schedule; what it made stays."""
-
-    async def work(client: LoomOSClient) -> None:
-        await client.schedules.delete(name)
-
-    call(work)
+    call(lambda client: client.schedules.delete(name))
     print(f"deleted {name}")
 
 
 def _steer(name: str, verb: str, output: Output) -> None:
-    async def work(client: LoomOSClient) -> ScheduleDetail:
-        return await client.schedules.steer(name, verb)
+    async def work(client: LoomOSClient, one: str) -> ScheduleDetail:
+        return await client.schedules.steer(one, verb)
 
-    _print(call(work), output)
+    _print(call_on("schedule", name, work), output)
 
 
 def _state(schedule: ScheduleDetail) -> str:
@@ -125,6 +119,7 @@ def _print(schedule: ScheduleDetail, output: Output) -> None:
             ]
         )
         if schedule.updates:
+            print()
             print_table(
                 ("WHEN", "DECISION", "SAMPLES", "VERSION", "WHY"),
                 [(ago(u.at), u.decision, u.samples, u.version, u.reason) for u in schedule.updates],

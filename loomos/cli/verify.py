@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loomos.cli.output import Format, Output, call, chosen, print_facts, print_table, show
+from loomos.cli.output import (
+    Format,
+    Output,
+    call,
+    call_on,
+    chosen,
+    ends,
+    print_facts,
+    print_table,
+    show,
+)
 
 if TYPE_CHECKING:
     from loomos.client.delivery_models import VerificationList
@@ -19,8 +28,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Let Prism ask a version whether it is good enough.", no_args_is_help=True)
 
-VerificationId = Annotated[str, typer.Argument(help="Id that `start` printed.")]
-FOLLOW_S = 0.5
+VerificationId = Annotated[
+    str, typer.Argument(help="Id that `start` printed, or what only it begins with.")
+]
 
 
 @app.command()
@@ -36,7 +46,7 @@ def start(
     follow: Annotated[bool, typer.Option(help="Wait for the verdict.")] = False,
     output: Output = None,
 ) -> None:
-    """Verify a version."""
+    """Verify a version; with --follow, exit code 1 unless it passes."""
     job = _job(model, manifest, suite, baseline)
     folder = manifest.absolute().parent if manifest else None
 
@@ -97,6 +107,7 @@ def list_verifications(output: Output = None) -> None:
                 )
                 for v in found.verifications
             ],
+            spare=("SHARDS", "VERSION"),
         )
 
     show(found, output, table)
@@ -108,22 +119,20 @@ def status(
     follow: Annotated[bool, typer.Option(help="Wait for the verdict.")] = False,
     output: Output = None,
 ) -> None:
-    """Show a verification."""
-
-    async def work(client: LoomOSClient) -> VerificationStatus:
-        return await client.verifications.get(_bare(verification_id))
-
-    _print(_followed(verification_id, output) if follow else call(work), output)
+    """Show a verification; exit code 1 if it has ended without passing."""
+    wanted = _bare(verification_id)
+    if follow:
+        _print(_followed(wanted, output), output)
+        return
+    _print(call_on("verification", wanted, lambda c, one: c.verifications.get(one)), output)
 
 
 @app.command()
 def cancel(verification_id: VerificationId, output: Output = None) -> None:
     """Stop a verification; what was generated stays for the next."""
-
-    async def work(client: LoomOSClient) -> VerificationStatus:
-        return await client.verifications.cancel(_bare(verification_id))
-
-    _print(call(work), output)
+    wanted = _bare(verification_id)
+    found = call_on("verification", wanted, lambda c, one: c.verifications.cancel(one))
+    _print(found, output, is_judged=False)
 
 
 @app.command()
@@ -134,10 +143,11 @@ def report(
     """Download a report; a folder gets the logs that `inspect view` opens."""
     form = {".pdf": "pdf", ".html": "html", ".json": "json"}.get(to.suffix, "zip")
 
-    async def work(client: LoomOSClient) -> bytes:
-        return await client.verifications.report(_bare(verification_id), form)
-
-    content = call(work)
+    content = call_on(
+        "verification",
+        _bare(verification_id),
+        lambda client, one: client.verifications.report(one, form),
+    )
     if form == "zip":
         import io
         import zipfile
@@ -203,28 +213,32 @@ def _short(verification: VerificationStatus) -> str:
 def _followed(verification_id: str, output: Output) -> VerificationStatus:
     """Print progress until there is a verdict."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
-    async def work(client: LoomOSClient) -> VerificationStatus:
-        return await client.verifications.get(_bare(verification_id))
-
     quiet = chosen(output) != Format.TABLE
-    with Progress(console=Console(stderr=True), disable=quiet) as progress:
-        bar = progress.add_task("planning", total=None)
-        while True:
-            found = call(work)
-            progress.update(
-                bar,
-                description=f"{found.state}: {found.message}",
-                total=found.shards or None,
-                completed=found.shards_done,
-            )
-            if found.state.is_final:
-                return found
-            time.sleep(FOLLOW_S)
+
+    async def work(client: LoomOSClient, one: str) -> VerificationStatus:
+        with Progress(console=Console(stderr=True), disable=quiet) as progress:
+            bar = progress.add_task("planning", total=None)
+            async for found in client.verifications.follow(one):
+                progress.update(
+                    bar,
+                    description=escape(f"{found.state}: {found.message}"),
+                    total=found.shards or None,
+                    completed=found.shards_done,
+                )
+        return found
+
+    goes_on = (
+        f"verification {verification_id} goes on; `loomos verify status {verification_id} "
+        f"--follow` follows it, `loomos verify cancel {verification_id}` ends it"
+    )
+    return call_on("verification", verification_id, work, goes_on)
 
 
-def _print(verification: VerificationStatus, output: Output) -> None:
+def _print(verification: VerificationStatus, output: Output, is_judged: bool = True) -> None:
+    """Print a verification; then end with code 1 if it is over and has not passed."""
     result = verification.result
 
     def table() -> None:
@@ -240,7 +254,10 @@ def _print(verification: VerificationStatus, output: Output) -> None:
             ]
         )
         if result is not None:
+            print()
             rows = [(s.suite, s.verdict, f"{s.failures}/{s.n}", s.reason) for s in result.suites]
             print_table(("TEST", "VERDICT", "FAILED", "WHY"), rows)
 
     show(verification, output, table)
+    if is_judged:
+        ends(result is not None and result.verdict == "PASS", verification.state.is_final)

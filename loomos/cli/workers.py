@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loomos.cli.output import Format, Output, ago, call, print_facts, print_table, show
+from loomos.cli.output import Format, Output, ago, call, call_on, print_facts, print_table, show
 
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
@@ -49,41 +49,25 @@ def list_workers(output: Output = None) -> None:
 @app.command()
 def describe(node_id: NodeId, output: Output = None) -> None:
     """Show a node with its load."""
-
-    async def work(client: LoomOSClient) -> WorkerDetail:
-        return await client.get_worker(node_id)
-
-    _print(call(work), output)
+    _print(call_on("node", node_id, lambda client, one: client.get_worker(one)), output)
 
 
 @app.command()
 def drain(node_id: NodeId, output: Output = None) -> None:
     """Move away what runs on a node, then give it nothing new."""
-
-    async def work(client: LoomOSClient) -> WorkerDetail:
-        return await client.drain_worker(node_id)
-
-    _print(call(work), output)
+    _print(call_on("node", node_id, lambda client, one: client.drain_worker(one)), output)
 
 
 @app.command()
 def cordon(node_id: NodeId, output: Output = None) -> None:
     """Give a node nothing new."""
-
-    async def work(client: LoomOSClient) -> WorkerDetail:
-        return await client.cordon_worker(node_id)
-
-    _print(call(work), output)
+    _print(call_on("node", node_id, lambda client, one: client.cordon_worker(one)), output)
 
 
 @app.command()
 def uncordon(node_id: NodeId, output: Output = None) -> None:
     """Let a node take work again."""
-
-    async def work(client: LoomOSClient) -> WorkerDetail:
-        return await client.uncordon_worker(node_id)
-
-    _print(call(work), output)
+    _print(call_on("node", node_id, lambda client, one: client.uncordon_worker(one)), output)
 
 
 def _print(worker: WorkerDetail, output: Format | None) -> None:
@@ -101,8 +85,16 @@ def _print(worker: WorkerDetail, output: Format | None) -> None:
                 ("gpus", ", ".join(worker.info.gpus)),
                 ("cores", worker.info.cpu_count),
                 ("memory", format_bytes(worker.info.memory_bytes)),
-                ("cpu", f"{load.cpu_percent} %" if load else None),
-                ("memory used", f"{load.memory_percent} %" if load else None),
+                (
+                    "cpu",
+                    f"{load.cpu_percent:.0f} %" if load and load.cpu_percent is not None else None,
+                ),
+                (
+                    "memory used",
+                    f"{load.memory_percent:.0f} %"
+                    if load and load.memory_percent is not None
+                    else None,
+                ),
                 ("address", worker.info.address),
                 ("incarnation", worker.info.incarnation),
             ]

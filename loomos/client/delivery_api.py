@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
 
 UPLOAD_TIMEOUT_S = 3600.0
+FOLLOW_S = 0.5
+"""How often what is followed is looked at."""
 
 
 class ModelsApi:
@@ -147,6 +150,19 @@ class RolloutsApi:
         """The newest rollout of an endpoint."""
         return await self._client.call("GET", f"/rollouts/{endpoint}", RolloutStatus)
 
+    async def follow(self, endpoint: str) -> AsyncIterator[RolloutStatus]:
+        """The rollout as it is, and again whenever something happened, until it is over."""
+        told = -1
+        while True:
+            found = await self.get(endpoint)
+            newest = found.timeline[-1].sequence if found.timeline else 0
+            if newest != told or found.state.is_final:
+                told = newest
+                yield found
+            if found.state.is_final:
+                return
+            await asyncio.sleep(FOLLOW_S)
+
     async def start(self, rollout: CanaryRollout) -> RolloutStatus:
         """Put a version on trial."""
         body = rollout.model_dump(mode="json", exclude_unset=True)
@@ -222,6 +238,18 @@ class VerificationsApi:
         """A verification."""
         path = f"/verifications/{verification_id}"
         return await self._client.call("GET", path, VerificationStatus)
+
+    async def follow(self, verification_id: str) -> AsyncIterator[VerificationStatus]:
+        """The verification as it is, and again whenever it has changed, until it is over."""
+        told: VerificationStatus | None = None
+        while True:
+            found = await self.get(verification_id)
+            if found != told:
+                told = found
+                yield found
+            if found.state.is_final:
+                return
+            await asyncio.sleep(FOLLOW_S)
 
     async def cancel(self, verification_id: str) -> VerificationStatus:
         """Stop a verification."""

@@ -41,6 +41,7 @@ from loomos.client.models import (
     WorkerDetail,
     WorkerList,
 )
+from loomos.client.names import Kind, NameList, the_one
 from loomos.client.retention_api import RetentionApi
 from loomos.client.scheduler_api import SchedulerApi
 from loomos.client.transport import RETRY_DELAY_S, Transport
@@ -224,17 +225,74 @@ class LoomOSClient(Transport):
         async for kind, data in self.stream(f"/jobs/{job_id}/events"):
             yield kind, data
 
-    async def get_job_metrics(self, job_id: str, *, after: str = "") -> Records:
-        """Metrics; give `next_cursor` as `after` for those that came later."""
-        return await self.call("GET", f"/jobs/{job_id}/metrics", Records, params={"after": after})
+    async def get_job_metrics(
+        self,
+        job_id: str,
+        *,
+        after: str = "",
+        tail: int | None = None,
+        every: int | None = None,
+        since: float | None = None,
+        attempt: int | None = None,
+    ) -> Records:
+        """Metrics, a page at a time, or the newest.
 
-    async def get_job_logs(self, job_id: str, *, after: str = "") -> Records:
-        """Log lines; give `next_cursor` as `after` for those that came later."""
-        return await self.call("GET", f"/jobs/{job_id}/logs", Records, params={"after": after})
+        Args:
+            job_id: the job.
+            after: `next_cursor` of an earlier page, for those that came later.
+            tail: only so many, the newest; there is no next page.
+            every: only steps that are a multiple of it.
+            since: only those written at this time or later, in seconds since 1970.
+            attempt: only those of one attempt.
+        """
+        given = {"tail": tail, "every": every, "since": since, "attempt": attempt}
+        params = _given(after=after, **given)
+        return await self.call("GET", f"/jobs/{job_id}/metrics", Records, params=params)
 
-    async def stream_job_logs(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Log lines as they are written, until the job has ended."""
-        async for kind, data in self.stream(f"/jobs/{job_id}/logs", {"follow": "true"}):
+    async def get_job_logs(
+        self,
+        job_id: str,
+        *,
+        after: str = "",
+        tail: int | None = None,
+        since: float | None = None,
+        attempt: int | None = None,
+        rank: int | None = None,
+    ) -> Records:
+        """Log lines by time, a page at a time, or the newest.
+
+        Args:
+            job_id: the job.
+            after: `next_cursor` of an earlier page, for those that came later.
+            tail: only so many, the newest; there is no next page.
+            since: only those written at this time or later, in seconds since 1970.
+            attempt: only those of one attempt.
+            rank: only those of one rank.
+        """
+        given = {"tail": tail, "since": since, "attempt": attempt, "rank": rank}
+        params = _given(after=after, **given)
+        return await self.call("GET", f"/jobs/{job_id}/logs", Records, params=params)
+
+    async def stream_job_logs(
+        self,
+        job_id: str,
+        *,
+        tail: int | None = None,
+        since: float | None = None,
+        attempt: int | None = None,
+        rank: int | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Log lines as they are written, until the job has ended.
+
+        Args:
+            job_id: the job.
+            tail: begin with so many of the newest instead of the first.
+            since: only those written at this time or later, in seconds since 1970.
+            attempt: only those of one attempt.
+            rank: only those of one rank.
+        """
+        params = _given(follow="true", tail=tail, since=since, attempt=attempt, rank=rank)
+        async for kind, data in self.stream(f"/jobs/{job_id}/logs", params):
             if kind == "log":
                 yield data
 
@@ -272,6 +330,22 @@ class LoomOSClient(Transport):
             path = f"/jobs/{job_id}/artifacts/{artifact.path}"
             await self.download(path, artifact.sha256, root / artifact.path)
         return root if len(wanted) > 1 else root / wanted[0].path
+
+    # --- names ---
+
+    async def find(self, kind: Kind, text: str) -> str:
+        """The id that a name, or the beginning of an id, means; `text` if there is no such thing.
+
+        Args:
+            kind: `job`, `experiment`, `campaign`, `verification`, `rollout` and `endpoint` (both by
+                the endpoint's name), `schedule`, `model` (also `NAME@...`) or `node`.
+            text: what a person wrote.
+
+        Raises:
+            InvalidInput: it may mean several; the message lists them.
+        """
+        found = await self.call("GET", "/names", NameList, params={"kind": kind, "text": text})
+        return the_one(kind, text, found)
 
     # --- cluster ---
 
@@ -379,6 +453,11 @@ def _replicas(scaling: Mapping[str, Any]) -> dict[str, int]:
     fewest = int(scaling.get("min_instances", 1))
     most = int(scaling.get("max_instances", fewest))
     return {"min": fewest, "max": most if scaling.get("auto_scaling", True) else fewest}
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Options that were given, as a query."""
+    return {name: value for name, value in options.items() if value not in (None, "")}
 
 
 def _fresh_key() -> str:

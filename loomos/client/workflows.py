@@ -65,7 +65,17 @@ from loomos.jobs.training import (
 )
 from loomos.manifest import TrainingJob
 from loomos.nexus.requests import training_request, why_not_on
-from loomos.search_attributes import KIND, LABELS, MODEL, NAME, OWNER, PRIORITY, PROJECT, STATE
+from loomos.search_attributes import (
+    KIND,
+    LABELS,
+    MODEL,
+    NAME,
+    OWNER,
+    PRIORITY,
+    PROJECT,
+    STATE,
+    quoted,
+)
 from loomos.settings import TemporalSettings
 
 MANIFEST_MEMO = "manifest_sha256"
@@ -214,8 +224,8 @@ class WorkflowClient:
             query.append("(" + " OR ".join(_state_query(state) for state in states) + ")")
         for key, value in ((OWNER, owner), (PROJECT, project)):
             if value is not None:
-                query.append(f"{key.name} = {_quoted(value)}")
-        query += [f"{LABELS.name} = {_quoted(label)}" for label in label_list(labels or {})]
+                query.append(f"{key.name} = {quoted(value)}")
+        query += [f"{LABELS.name} = {quoted(label)}" for label in label_list(labels or {})]
         pages = self._client.list_workflows(
             " AND ".join(query), page_size=limit, next_page_token=_decode_cursor(cursor)
         )
@@ -364,7 +374,7 @@ class WorkflowClient:
         if description.status == WorkflowExecutionStatus.RUNNING:
             raise Conflict(f"job {job_id} runs; cancel it first")
         runs = {description.run_id}
-        async for run in self._client.list_workflows(f"WorkflowId = {_quoted(job_id)}"):
+        async for run in self._client.list_workflows(f"WorkflowId = {quoted(job_id)}"):
             runs.add(run.run_id)
         for run_id in sorted(runs):
             with contextlib.suppress(NotFound):
@@ -471,11 +481,6 @@ def _state_query(state: JobState) -> str:
     if state == JobState.CANCELLED:
         return 'ExecutionStatus = "Canceled"'
     return f'({STATE.name} = "{state}" AND ExecutionStatus = "Running")'
-
-
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _encode_cursor(token: bytes) -> str:

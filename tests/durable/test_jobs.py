@@ -316,11 +316,20 @@ async def test_what_a_job_says_can_be_read_streamed_and_resumed(
     records = (await client.get_job_metrics(job_id)).records
     steps = [r["step"] for r in records if r["kind"] == "step"]
     assert steps == list(range(1, 26))
-    first = _first_key(stack, job_id)
-    in_first = len(stack.store().get(first).splitlines())
-    assert (await client.get_job_metrics(job_id, after=first)).records == records[in_first:]
+    in_first = len(stack.store().get(_first_key(stack, job_id)).splitlines())
+    later = await client.get_job_metrics(job_id, after="g000001:n0000=1")
+    assert later.records == records[in_first:]
+    newest = await client.get_job_metrics(job_id, tail=3)
+    assert (newest.records, newest.next_cursor) == (records[-3:], None)
+    tenths = (await client.get_job_metrics(job_id, every=10)).records
+    assert [r["step"] for r in tenths if r["kind"] == "step"] == [10, 20]
     logs = (await client.get_job_logs(job_id)).records
     assert {record["node"] for record in logs} == {"node-1", "node-2"}
+    assert logs == sorted(logs, key=lambda record: record["at"])
+    of_one = (await client.get_job_logs(job_id, rank=1)).records
+    assert of_one and {record["source"].split()[1] for record in of_one} == {"1"}
+    followed = [record async for record in client.stream_job_logs(job_id)]
+    assert followed == logs
 
     folder = await client.download_job_artifact(job_id, "trained_model", tmp_path / "model")
     assert {p.name for p in folder.iterdir()} >= {
