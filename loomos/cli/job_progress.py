@@ -35,6 +35,7 @@ def wait_for(job_id: str, output: Format | None) -> None:
             BarColumn(bar_width=None),
             TextColumn("{task.fields[facts]}", markup=False, table_column=Column(no_wrap=True)),
         )
+        await client.get_job_status(job)  # if there is none, nothing is drawn
         with Progress(*columns, console=console, expand=True, disable=is_quiet()) as bar:
             task = bar.add_task(job, total=100, state="", facts="")
             async for kind, data in client.stream_job_events(job):

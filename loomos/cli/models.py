@@ -153,14 +153,13 @@ def infer(
     output: Output = None,
 ) -> None:
     """Ask a model in service."""
-    content = {"messages": [{"role": "user", "content": text}]} if chat else {"text": text}
     options = {"max_tokens": max_tokens, "temperature": temperature, "user": user}
     given = {key: value for key, value in options.items() if value is not None}
 
-    async def work(client: LoomOSClient) -> InferenceAnswer:
-        return await client.inference(model, content, 600, **given)
+    async def work(client: LoomOSClient, one: str) -> InferenceAnswer:
+        return await client.inference(one, text, 600, chat=chat, **given)
 
-    answer = call(work)
+    answer = call_on("endpoint", model, work)
     show(answer, output, lambda: print(answer.output["text"]))
 
 

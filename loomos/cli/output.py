@@ -147,9 +147,9 @@ def counting(name: str, total: int, *, shows: bool) -> Iterator[Counter]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -161,7 +161,7 @@ def counting(name: str, total: int, *, shows: bool) -> Iterator[Counter]:
         def count(done: int, line: str = "") -> None:
             progress.update(task, completed=done)
             if line and shows:
-                console.print(line)
+                console.print(line, soft_wrap=True)
 
         yield count
 

@@ -122,12 +122,16 @@ def set_rules(
     from loomos.errors import InvalidInput
     from loomos.quantities import parse_duration
 
+    try:
+        longest = parse_duration(starves_after) if starves_after else None
+    except ValueError as error:
+        raise InvalidInput(f"--starves-after: {error}") from None
     changes: dict[str, object] = {
         "policy": policy,
         "standby_nodes": standby,
         "preemption": preemption,
         "backfill_depth": backfill,
-        "starves_after": parse_duration(starves_after) if starves_after else None,
+        "starves_after": longest,
     }
 
     async def work(client: LoomOSClient) -> ClusterStatus:

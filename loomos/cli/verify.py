@@ -219,6 +219,7 @@ def _followed(verification_id: str, output: Output) -> VerificationStatus:
     quiet = chosen(output) != Format.TABLE
 
     async def work(client: LoomOSClient, one: str) -> VerificationStatus:
+        await client.verifications.get(one)  # if there is none, nothing is drawn
         with Progress(console=Console(stderr=True), disable=quiet) as progress:
             bar = progress.add_task("planning", total=None)
             async for found in client.verifications.follow(one):

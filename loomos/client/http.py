@@ -429,20 +429,61 @@ class LoomOSClient(Transport):
     async def inference(
         self,
         endpoint_name: str,
-        input_data: Mapping[str, Any],
+        input_data: str | Mapping[str, Any],
         timeout_seconds: float = 30,
+        *,
+        chat: bool = True,
         **options: Any,
     ) -> InferenceAnswer:
-        """Ask an endpoint.
+        """Ask an endpoint, as `loomos models infer` does.
 
         Args:
             endpoint_name: which.
-            input_data: `{"text": ...}` to continue a text, `{"messages": [...]}` to converse.
+            input_data: a text, also as `{"text": ...}`, or a conversation as `{"messages": [...]}`.
             timeout_seconds: how long the answer may take.
+            chat: take a text for a person's turn; False has the model continue the text itself.
             options: `max_tokens`, `temperature`, `user`.
+
+        Raises:
+            InvalidInput: the input is neither a text nor a conversation.
         """
-        body = {"input": dict(input_data), **options}
+        body = {"input": question(input_data, chat=chat), **options}
         return await self.models.infer(endpoint_name, body, timeout_seconds)
+
+    async def stream_inference(
+        self,
+        endpoint_name: str,
+        input_data: str | Mapping[str, Any],
+        timeout_seconds: float = 600,
+        *,
+        chat: bool = True,
+        **options: Any,
+    ) -> AsyncIterator[str]:
+        """Ask an endpoint; the answer's text piece by piece, as it is generated.
+
+        Args:
+            endpoint_name: which.
+            input_data: a text, also as `{"text": ...}`, or a conversation as `{"messages": [...]}`.
+            timeout_seconds: how long a piece may take.
+            chat: take a text for a person's turn; False has the model continue the text itself.
+            options: `max_tokens`, `temperature`, `user`.
+
+        Raises:
+            InvalidInput: the input is neither a text nor a conversation.
+        """
+        asked = question(input_data, chat=chat)
+        async for piece in self.stream_answer(endpoint_name, asked, options, timeout_seconds):
+            yield piece
+
+
+def question(given: str | Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
+    """What is asked, as `POST /models/{id}/inference` takes it."""
+    content = {"text": given} if isinstance(given, str) else dict(given)
+    if set(content) not in ({"text"}, {"messages"}):
+        raise InvalidInput('input_data: give a text, {"text": ...} or {"messages": [...]}')
+    if chat and "text" in content:
+        return {"messages": [{"role": "user", "content": content["text"]}]}
+    return content
 
 
 def _replicas(scaling: Mapping[str, Any]) -> dict[str, int]:

@@ -190,6 +190,31 @@ class Transport:
                     raise self._unreachable(error) from error
             await asyncio.sleep(min(5.0, RETRY_DELAY_S * 2 ** min(failures, 4)))
 
+    async def stream_answer(
+        self, endpoint: str, asked: dict[str, Any], options: dict[str, Any], timeout_s: float
+    ) -> AsyncIterator[str]:
+        """Text of a model's answer, piece by piece, over OpenAI's protocol."""
+        is_chat = "messages" in asked
+        path = "/v1/chat/completions" if is_chat else "/v1/completions"
+        content = {"messages": asked["messages"]} if is_chat else {"prompt": asked["text"]}
+        body = {"model": endpoint, "stream": True, **content, **options}
+        try:
+            async with self._http.stream("POST", path, json=body, timeout=timeout_s) as response:
+                await _raise_for(response)
+                async for line in response.aiter_lines():
+                    data = line.removeprefix("data:").strip()
+                    if not line.startswith("data:") or data == "[DONE]":
+                        continue
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise Unavailable(str(event["error"].get("message", event["error"])))
+                    for choice in event.get("choices", ()):
+                        piece = choice["delta"].get("content") if is_chat else choice.get("text")
+                        if piece:
+                            yield piece
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
     async def download(self, path: str, sha256: str, target: Path) -> None:
         """Write what the gateway has at `path` into a file, once its SHA-256 has been checked.
 
@@ -237,6 +262,8 @@ async def _raise_for(response: httpx.Response) -> None:
     try:
         problem = response.json()
         detail, fields = problem.get("detail", ""), problem.get("errors", [])
+        if isinstance(problem.get("error"), dict):  # in OpenAI's words
+            detail = problem["error"].get("message", "")
     except ValueError:
         detail, fields = response.text[:200] or response.reason_phrase, []
     kind = _ERRORS.get(response.status_code, LoomOSError)
