@@ -41,6 +41,7 @@ def up(
     import sys
 
     from loomos.contexts import register_stack
+    from loomos.errors import InvalidInput
 
     state = _state_dir(folder, starts=True)
     if not state.is_supervised():
@@ -58,9 +59,13 @@ def up(
                 env={**os.environ, **_allowed_roots()},
             )
     healthy = _await_health(state, timeout, quiet=chosen(output) != Format.TABLE)
-    name = register_stack(state.root)
-    if chosen(output) == Format.TABLE:
-        print(f"context {name}: commands find this stack from any folder")
+    try:
+        name = register_stack(state.root)
+    except (OSError, InvalidInput) as error:
+        print(f"warning: not registered as a context: {error}", file=sys.stderr)
+    else:
+        if chosen(output) == Format.TABLE:
+            print(f"context {name}: commands find this stack from any folder")
     if chosen(output) != Format.TABLE:
         show(healthy.model_dump(mode="json", exclude={"settings"}), output, lambda: None)
 
@@ -78,6 +83,7 @@ def down(folder: Folder = None) -> None:
         print(f"not running: {state.root}")
         return
     os.kill(known.supervisor_pid, signal.SIGTERM)
+    os.kill(known.supervisor_pid, signal.SIGCONT)  # it may have been stopped
     deadline = time.monotonic() + 60
     while state.is_supervised():
         if time.monotonic() > deadline:

@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,7 @@ INTERNAL_PORTS = (
 )
 """Ports that only SeaweedFS itself uses: any will do, so no other SeaweedFS prefers them."""
 FIRST_SERVER_PORT = 8500
+PATIENCE_S = 2.0
 
 # Below the ports that Linux gives to outgoing connections, which would take one from a member
 # that is being started again.
@@ -47,9 +49,14 @@ _TRIES = 200
 
 
 class Ports:
-    """The ports of one stack; they are its own until `close`, or the end of the process."""
+    """The ports of one stack; they are its own until `close`, or the end of the process.
 
-    def __init__(self) -> None:
+    Args:
+        patience_s: how long the ports of before are waited for, if what had them is just ending.
+    """
+
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self._patience_s = patience_s
         self._claims: list[socket.socket] = []
         self._locks: list[tuple[int, Path]] = []
 
@@ -61,6 +68,9 @@ class Ports:
         """
         serving = {f"serve-{n}": FIRST_SERVER_PORT + n - 1 for n in range(1, servers + 1)}
         names = [*PREFERRED_PORTS, *INTERNAL_PORTS, *serving]
+        deadline = time.monotonic() + self._patience_s
+        while time.monotonic() < deadline and not all(map(_is_free, known.values())):
+            time.sleep(0.05)
         preferred = PREFERRED_PORTS | serving
         return {name: self._first_free(name, known, preferred) for name in names}
 

@@ -61,7 +61,7 @@ class Patience:
     """Until it is healthy for the first time."""
     sick_s: float = 30.0
     """Once it was healthy."""
-    failing_s: float = 10.0
+    failing_s: float = 20.0
     """Once it was healthy, while it answers promptly that it cannot do what it is for."""
     longest_s: float = 600.0
     """At most, however often it was started again for being sick."""

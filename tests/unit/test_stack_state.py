@@ -19,7 +19,7 @@ def ports() -> Iterator[Callable[[], Ports]]:
     made: list[Ports] = []
 
     def make() -> Ports:
-        made.append(Ports())
+        made.append(Ports(patience_s=0))
         return made[-1]
 
     yield make
