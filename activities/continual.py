@@ -27,7 +27,7 @@ from loomos.jobs.message import Empty
 from loomos.local_files import Reach
 from loomos.loomdb import LoomDB, NewEvent, Service
 from loomos.registry import Registry, parse_reference
-from loomos.serving.outcomes import chunks_after
+from loomos.serving.outcomes import chunks_after, left_behind
 from loomos.serving.table import read_route
 from loomos.settings import Settings
 from loomos.storage import Store, open_store
@@ -169,6 +169,7 @@ def _captured(
     ends: list[tuple[str, str, int]] = []
     prefix = samples_prefix(request.spec.endpoint)
     begun: set[str] = set()
+    began, unread = datetime.now(UTC), ""
     for writer, chunk in chunks_after(store, prefix, state.cursors):
         first = 0 if writer in begun else state.taken.get(writer, 0)
         begun.add(writer)
@@ -177,6 +178,7 @@ def _captured(
             is_last = number == len(chunk.records)
             ends.append((writer, chunk.key if is_last else "", 0 if is_last else number))
         if len(records) >= 10 * collect.max_samples:
+            unread = writer
             break
     samples = learnable_at(records, collect)
     left = samples[collect.max_samples :]
@@ -184,6 +186,9 @@ def _captured(
     for writer, key, count in ends[: left[0][0] if left else len(ends)]:
         cursors |= {writer: key} if key else {}
         taken[writer] = count
+    if left:
+        unread = ends[left[0][0]][0]
+    cursors = left_behind(cursors, began, unread)
     found = [sample for _, sample in samples[: collect.max_samples]]
     taken = {writer: count for writer, count in taken.items() if count}
     return found, PendingMarks(cursors=cursors, taken=taken)

@@ -30,10 +30,16 @@ from loomos.registry import Registry, VersionManifest
 from loomos.registry.references import ModelRef
 from loomos.serving.scaling import Scale
 from loomos.serving.servers import read_servers
-from loomos.serving.table import change_route, create_route, read_route
+from loomos.serving.table import (
+    RouteTable,
+    change_route,
+    close_route,
+    create_route,
+    read_route,
+)
 from loomos.settings import Settings
 from loomos.storage import Store, open_store
-from loomos.storage.layout import ENDPOINTS_PREFIX, attestation_key
+from loomos.storage.layout import attestation_key
 
 LOOK_S = 1.0
 """How often an endpoint's servers are looked at."""
@@ -108,17 +114,7 @@ class EndpointActivities:
             Conflict: a canary is on trial.
         """
         store = self._store
-
-        def change(route: Route) -> Route:
-            if route.canary is not None:
-                raise Conflict(f"{request.name} has a canary on trial; abort it first")
-            return route.model_copy(update={"is_closed": True, "replicas": []})
-
-        def close() -> None:
-            if not read_route(store, request.name).is_closed:
-                change_route(store, request.name, request.issued_by, change)
-
-        await in_thread(lambda say: close())
+        await in_thread(lambda say: close_route(store, request.name, request.issued_by))
         return Empty()
 
     @activity.defn
@@ -230,7 +226,7 @@ def _open(store: Store, request: OpenEndpoint) -> Route:
 
 
 def _routes(store: Store) -> list[Route]:
-    found = (read_route(store, c.rstrip("/")) for c in store.children(ENDPOINTS_PREFIX))
+    found = RouteTable(store).refresh()
     return [route for route in found if not route.is_closed]
 
 

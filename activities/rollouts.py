@@ -31,7 +31,7 @@ from loomos.prism.evidence import newest_verdict
 from loomos.registry import Registry
 from loomos.rollouts import rows
 from loomos.rollouts.judge import StageJudge
-from loomos.serving.outcomes import Outcome, read_new
+from loomos.serving.outcomes import Outcome, find_ends, read_between, read_new
 from loomos.serving.servers import is_alive, read_servers
 from loomos.serving.table import change_route, read_route
 from loomos.settings import Settings
@@ -155,9 +155,9 @@ class RolloutActivities:
             return StageJudge(watch, begun(watch.carried, key, datetime.now(UTC)))
         judge = StageJudge(watch, progress)
         seen = await in_thread(
-            lambda say: _between(store, prefix, progress.first_cursors, progress.cursors)
+            lambda say: read_between(store, prefix, progress.first_cursors, progress.cursors)
         )
-        judge.remember(seen)
+        judge.remember(Outcome.model_validate(record) for record in seen)
         return judge
 
     @activity.defn
@@ -235,22 +235,6 @@ class _Lease:
             log.warning("the lease is not renewed: %s", error)
 
 
-def _between(
-    store: Store, prefix: str, first: dict[str, str], last: dict[str, str]
-) -> list[Outcome]:
-    """Outcomes that a judge had taken in."""
-    found: list[Outcome] = []
-    cursors = dict(first)
-    while True:
-        batch = read_new(store, prefix, cursors)
-        if batch.cursors == cursors or not batch.records:
-            return found
-        found += [Outcome.model_validate(record) for record in batch.records]
-        cursors = batch.cursors
-        if all(cursors.get(writer, "") >= key for writer, key in last.items()):
-            return found
-
-
 def _open(store: Store, request: OpenCanary) -> CanaryOpened:
     spec = request.spec
     manifest = Registry(store).manifest(spec.model)
@@ -272,7 +256,7 @@ def _open(store: Store, request: OpenCanary) -> CanaryOpened:
             "require_verification: false"
         )
     candidate = Target(version=version, remote=spec.remote)
-    cursors = _ends(store, outcomes_prefix(spec.endpoint))
+    cursors = find_ends(store, outcomes_prefix(spec.endpoint))
     row = change_route(
         store,
         spec.endpoint,
@@ -289,16 +273,6 @@ def _open(store: Store, request: OpenCanary) -> CanaryOpened:
         verification=verdict.evidence_sha256 if verdict else "",
         cursors=cursors,
     )
-
-
-def _ends(store: Store, prefix: str) -> dict[str, str]:
-    """Where each server's outcomes end now."""
-    root = f"{prefix}g000000/"
-    ends: dict[str, str] = {}
-    for writer in store.children(root):
-        for item in store.objects(root + writer):
-            ends[writer] = item.key
-    return ends
 
 
 def _not_ready(store: Store, opened: CanaryOpened) -> str:

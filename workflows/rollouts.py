@@ -315,7 +315,7 @@ class CanaryRollout:
         self._state, self._stage, self._message = state, stage, message
         self._timeline.append(
             RolloutEvent(
-                sequence=len(self._timeline) + 1,
+                sequence=self._timeline[-1].sequence + 1 if self._timeline else 1,
                 at=workflow.now(),
                 state=state,
                 stage=stage,

@@ -13,6 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.search_attributes import STATE
     from workflows.details import show_table
 
+KEPT_ENTRIES = 100
 SHOW_INTERVAL = timedelta(seconds=1)
 
 
@@ -59,7 +60,7 @@ class StateLog(Generic[S, E]):
         self.started_at = started_at
         """When the first run began."""
         self.timeline = list(timeline)
-        """What happened, oldest first."""
+        """What happened lately, oldest first; entries are numbered from the first on."""
         newest: Any = self.timeline[-1] if self.timeline else None
         self.state: S = newest.state if newest else first
         """Where it is."""
@@ -81,7 +82,7 @@ class StateLog(Generic[S, E]):
     def note(self, message: str) -> None:
         """Something happened."""
         self.message = message
-        sequence = len(self.timeline) + 1
+        sequence = self.timeline[-1].sequence + 1 if self.timeline else 1
         self.timeline.append(
             self._entry.model_validate(
                 {
@@ -92,6 +93,7 @@ class StateLog(Generic[S, E]):
                 }
             )
         )
+        del self.timeline[:-KEPT_ENTRIES]
         self.show()
 
     def show_now_and_then(self) -> None:

@@ -63,8 +63,11 @@ class Store(Protocol):
     def objects(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Objects whose key starts with `prefix` and sorts after `after`, in key order."""
 
-    def children(self, prefix: str) -> list[str]:
-        """Names directly below `prefix` (which ends in `/`), sorted, folders ending in `/`."""
+    def children(self, prefix: str, after: str = "") -> list[str]:
+        """Names directly below `prefix` (which ends in `/`), sorted, folders ending in `/`.
+
+        Those only that sort after `after`; the others cost nothing.
+        """
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; keys that are not there are no error."""

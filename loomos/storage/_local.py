@@ -6,12 +6,15 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from loomos.errors import NotFound
 from loomos.storage import ObjectInfo
+
+PLACINGS = 100
+"""Times that a folder may vanish before that is an error."""
 
 _PARTIAL = ".partial-"
 
@@ -31,11 +34,10 @@ class LocalStore:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `Store.put_if_absent`."""
         target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
+        partial = self._partial()
         partial.write_bytes(data)
         try:
-            os.link(partial, target)
+            _place(target, lambda: os.link(partial, target))
         except FileExistsError:
             return target.read_bytes() == data
         finally:
@@ -99,32 +101,60 @@ class LocalStore:
                         modified_at=datetime.fromtimestamp(facts.st_mtime, UTC),
                     )
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str, after: str = "") -> list[str]:
         """See `Store.children`."""
         folder = self.root / prefix
         if not folder.is_dir():
             return []
-        return sorted(
+        names = (
             child.name + "/" * child.is_dir()
             for child in folder.iterdir()
             if not child.name.startswith(_PARTIAL)
         )
+        return sorted(name for name in names if name > after)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """See `Store.delete`."""
+        """See `Store.delete`; a folder goes with the last object in it."""
         for key in keys:
-            self._path(key).unlink(missing_ok=True)
+            path = self._path(key)
+            path.unlink(missing_ok=True)
+            for folder in path.parents:
+                if folder == self.root or not _removed(folder):
+                    break
 
     def _path(self, key: str) -> Path:
         return self.root / key
 
     @contextlib.contextmanager
     def _whole(self, key: str) -> Iterator[Path]:
-        target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
+        target, partial = self._path(key), self._partial()
         try:
             yield partial
-            partial.replace(target)
+            _place(target, lambda: partial.replace(target))
         finally:
             partial.unlink(missing_ok=True)
+
+    def _partial(self) -> Path:
+        """A file in the making; in the root, which is there whatever else is deleted."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return self.root / f"{_PARTIAL}{uuid.uuid4().hex}"
+
+
+def _place(target: Path, put: Callable[[], object]) -> None:
+    """Put a file into its folder, which may vanish with the last file that is deleted from it."""
+    for attempt in range(PLACINGS):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            put()
+            return
+        except FileNotFoundError:
+            if attempt == PLACINGS - 1:
+                raise
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:  # something is in it, or it is gone
+        return False
+    return True

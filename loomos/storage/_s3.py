@@ -179,14 +179,15 @@ class S3Store:
                 return
             wanted["ContinuationToken"] = page["NextContinuationToken"]
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str, after: str = "") -> list[str]:
         """See `Store.children`."""
         names: set[str] = set()
         root = self.prefix + prefix
-        for page in self._pages(prefix, Delimiter="/"):
+        start = root + after if after else ""
+        for page in self._pages(prefix, Delimiter="/", StartAfter=start):
             names |= {p["Prefix"].removeprefix(root) for p in page.get("CommonPrefixes", [])}
             names |= {o["Key"].removeprefix(root) for o in page.get("Contents", [])}
-        return sorted(names - {""})
+        return sorted(name for name in names if name > after)
 
     def delete(self, keys: Sequence[str]) -> None:
         """See `Store.delete`."""

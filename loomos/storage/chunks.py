@@ -29,9 +29,14 @@ class ChunkWriter:
         """Add a record to the chunk in the making."""
         self._records.append(record)
 
+    def take(self) -> list[Record]:
+        """Give up the records that are not written yet."""
+        records, self._records = self._records, []
+        return records
+
     def flush(self) -> None:
         """Write the collected records, if any; they stay collected if that fails."""
-        records, self._records = self._records, []
+        records = self.take()
         if not records:
             return
         key = chunk_key(self._prefix, self._generation, self._writer, self._next)

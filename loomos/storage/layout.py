@@ -18,8 +18,9 @@
     aliases/<name>/<revision>.json                           which version `stable` is, since when
     model-notes/<name>/<version>/<revision>.json             description and tags of a version
     endpoints/<name>/routes/<generation>.json                who serves what share of the traffic
-    endpoints/<name>/outcomes/<server>/<sequence>.jsonl      how each request went
-    endpoints/<name>/samples/<server>/<sequence>.jsonl       requests kept to learn from
+    closed-endpoints/<name>.json                             last row of an endpoint that is gone
+    outcomes/<endpoint>/<hour>-<server>/<sequence>.jsonl     how each request went
+    samples/<endpoint>/<hour>-<server>/<sequence>.jsonl      requests kept to learn from
     servers/<server>.json                                    what a serving process says of itself
     verifications/<digest>/...                               shards and reports, by what made them
     continual/<schedule>/state/<revision>.json               watermarks and decisions
@@ -192,22 +193,35 @@ def model_notes_prefix(name: str, version: str) -> str:
 
 
 ENDPOINTS_PREFIX = "endpoints/"
+"""A folder per endpoint that exists, and nothing else: servers list it several times a second."""
+OUTCOMES_PREFIX = "outcomes/"
+SAMPLES_PREFIX = "samples/"
 SERVERS_PREFIX = "servers/"
+
+
+def closed_endpoint_key(endpoint: str) -> str:
+    """The last row of an endpoint that is gone; one of the same name goes on counting from it."""
+    return f"closed-endpoints/{endpoint}.json"
+
+
+def endpoint_prefix(endpoint: str) -> str:
+    """What there is of an endpoint as long as it exists."""
+    return f"{ENDPOINTS_PREFIX}{endpoint}/"
 
 
 def routes_prefix(endpoint: str) -> str:
     """Revisions of an endpoint's route row."""
-    return f"{ENDPOINTS_PREFIX}{endpoint}/routes/"
+    return f"{endpoint_prefix(endpoint)}routes/"
 
 
 def outcomes_prefix(endpoint: str) -> str:
-    """Outcomes of an endpoint's requests, a folder per serving process."""
-    return f"{ENDPOINTS_PREFIX}{endpoint}/outcomes/"
+    """Outcomes of an endpoint's requests, a folder per hour and serving process."""
+    return f"{OUTCOMES_PREFIX}{endpoint}/"
 
 
 def samples_prefix(endpoint: str) -> str:
-    """Requests and answers kept to learn from, a folder per serving process."""
-    return f"{ENDPOINTS_PREFIX}{endpoint}/samples/"
+    """Requests and answers kept to learn from, a folder per hour and serving process."""
+    return f"{SAMPLES_PREFIX}{endpoint}/"
 
 
 def server_key(server_id: str) -> str:
