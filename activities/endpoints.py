@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from datetime import UTC, datetime
 
@@ -119,7 +120,7 @@ class EndpointActivities:
 
     @activity.defn
     async def change_registry(self, change: ModelChange) -> ModelVersion:
-        """Register a version, move an alias, or delete a version; record it.
+        """Register a version, move or remove an alias, or delete a version; record it.
 
         Raises:
             InvalidInput: the files are no model.
@@ -161,14 +162,42 @@ class EndpointActivities:
                 request=request,
                 expected=expected,
             )
+        if change.action == "unalias":
+            self._remove_alias(store, change, manifest, request)
         if change.action == "delete":
             version = f"{manifest.name}@{manifest.version}"
-            serving = [r.endpoint for r in _routes(store) if version in _versions(r)]
+            routes = _routes(store)
+            serving = [r.endpoint for r in routes if version in _versions(r)]
             if serving:
                 raise Conflict(f"{version} is served by {', '.join(serving)}; change that first")
+            based = [r.endpoint for r in routes if version in _bases(registry, r)]
+            if based:
+                raise Conflict(
+                    f"an adapter on {version} is served by {', '.join(based)}; change that first"
+                )
             registry.delete(ModelRef(change.name, manifest.version))
         return ModelVersion.model_validate(
             manifest.model_dump(include=set(ModelVersion.model_fields))
+        )
+
+    def _remove_alias(
+        self, store: Store, change: ModelChange, manifest: VersionManifest, request: str
+    ) -> None:
+        version = f"{manifest.name}@{manifest.version}"
+        arms = {"stable": lambda r: r.stable, "canary": lambda r: r.canary}
+        if change.alias in arms:
+            at = [(r.endpoint, arms[change.alias](r)) for r in _routes(store)]
+            serving = [name for name, target in at if target and target.version == version]
+            if serving:
+                raise Conflict(
+                    f"{version} is {change.alias} at {', '.join(serving)}; delete the endpoint, "
+                    "or serve another version there, first"
+                )
+        Registry(store).aliases(change.name).move(
+            {change.alias: None},
+            by="ModelChange",
+            request=request,
+            expected={change.alias: manifest.version},
         )
 
     def _sign(self, store: Store, manifest: VersionManifest) -> None:
@@ -228,6 +257,16 @@ def _open(store: Store, request: OpenEndpoint) -> Route:
 def _routes(store: Store) -> list[Route]:
     found = RouteTable(store).refresh()
     return [route for route in found if not route.is_closed]
+
+
+def _bases(registry: Registry, route: Route) -> set[str]:
+    """Versions that adapters in service stand on."""
+    found: set[str] = set()
+    for version in _versions(route):
+        with contextlib.suppress(NotFound):
+            base = registry.manifest(version).adapter_base
+            found |= {base} if base else set()
+    return found
 
 
 def _versions(route: Route) -> set[str]:

@@ -42,6 +42,7 @@ router = APIRouter(prefix="/api/v1", tags=["models"])
 ModelId = Annotated[
     str, Path(min_length=1, max_length=200, description="`NAME`, `NAME@ALIAS` or `NAME@VERSION`.")
 ]
+Alias = Annotated[str, Path(pattern=r"^[a-z][a-z0-9._-]{0,62}$", description="Such as `stable`.")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the body.")]
 
 
@@ -63,6 +64,13 @@ async def list_models(parts: Parts, who: Reader) -> ModelList:
         )
 
     return await asyncio.to_thread(look)
+
+
+@router.head("/blobs/{sha256}", status_code=204, responses=problem_responses(404))
+async def has_blob(sha256: Digest, parts: Parts, who: Submitter) -> None:
+    """Whether a file has been uploaded already."""
+    if not await asyncio.to_thread(parts.store.exists, blob_key(sha256)):
+        raise NotFound(f"no blob {sha256}; PUT /api/v1/blobs/... it")
 
 
 @router.put("/blobs/{sha256}", status_code=204, responses=problem_responses())
@@ -170,6 +178,28 @@ def _write_notes(store: Store, detail: ModelDetail, edit: ModelEdit) -> None:
         )
 
     Registry(store).notes(detail.name, detail.version).change(Notes, changed)
+
+
+@router.delete(
+    "/models/{model_id}/aliases/{alias}", status_code=204, responses=problem_responses(404, 409)
+)
+async def remove_alias(model_id: ModelId, alias: Alias, parts: Parts, who: Submitter) -> None:
+    """Remove an alias, unless an endpoint serves the version by it; the version stays."""
+    name = parse_reference(model_id, "model_id").name
+    aliases = (await asyncio.to_thread(Registry(parts.store).aliases(name).read)).aliases
+    if alias not in aliases:
+        known = ", ".join(sorted(aliases)) or "none"
+        raise NotFound(f"model {name!r} has no alias {alias!r}; it has {known}")
+    version = aliases[alias]
+    change = ModelChange(
+        action="unalias",
+        name=name,
+        version=version,
+        alias=alias,
+        expected=version,
+        person=who.subject,
+    )
+    await parts.delivery.change_registry(change)
 
 
 @router.delete("/models/{model_id}", status_code=204, responses=problem_responses(404, 409))

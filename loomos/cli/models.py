@@ -92,6 +92,20 @@ def alias(
 
 
 @app.command()
+def unalias(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    name: Annotated[str, typer.Argument(help="Alias, such as stable.")],
+) -> None:
+    """Remove an alias; the version that it is at stays."""
+
+    async def work(client: LoomOSClient) -> None:
+        await client.models.unalias(model, name)
+
+    call(work)
+    print(f"removed the alias {name} of {model}")
+
+
+@app.command()
 def edit(
     model: Model,
     description: Annotated[str | None, typer.Option(help="In words.")] = None,

@@ -53,7 +53,9 @@ from loomos.jobs.verification import (
 from loomos.search_attributes import KIND, NAME, OWNER, STATE
 
 CHANGE_TIMEOUT_S = 120.0
-"""How long a change that copies files may take."""
+"""How long a change of an alias, or a deletion, may take."""
+REGISTER_TIMEOUT_S = 3000.0
+"""How long a version may take to be made of blobs: the store copies gigabytes."""
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -86,8 +88,9 @@ class DeliveryClient:
                 search_attributes=search_attributes("ModelChange", change.name, change.person),
             )
         )
+        timeout_s = REGISTER_TIMEOUT_S if change.action == "register" else CHANGE_TIMEOUT_S
         try:
-            made: ModelVersion = await answered(handle.result(), CHANGE_TIMEOUT_S)
+            made: ModelVersion = await answered(handle.result(), timeout_s)
         except WorkflowFailureError as error:
             raise failure(error) from None
         return made

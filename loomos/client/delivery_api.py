@@ -20,7 +20,7 @@ from loomos.client.delivery_models import (
     ScheduleList,
     VerificationList,
 )
-from loomos.errors import InvalidInput
+from loomos.errors import InvalidInput, NotFound
 from loomos.jobs.continual import ContinualJob
 from loomos.jobs.rollouts import CanaryRollout, RolloutStatus
 from loomos.jobs.serving import EndpointSpec
@@ -55,18 +55,19 @@ class ModelsApi:
             InvalidInput: it is no such folder, or holds other than safetensors.
         """
         root = Path(path)
-        files = _files(root)
+        files = await asyncio.to_thread(_files, root)
         content = {
             file: {"sha256": digest, "size_bytes": (root / file).stat().st_size}
             for file, digest in files.items()
         }
         for file, digest in files.items():
-            await self._client.request(
-                "PUT",
-                f"/blobs/{digest}",
-                content=(root / file).read_bytes(),
-                timeout=UPLOAD_TIMEOUT_S,
-            )
+            where = f"/blobs/{digest}"
+            try:
+                await self._client.request("HEAD", where)
+            except NotFound:
+                await self._client.send_file(
+                    where, root / file, key=digest, timeout_s=UPLOAD_TIMEOUT_S
+                )
         body = {"name": name, "files": content}
         return await self._client.call(
             "POST", "/models", ModelDetail, json=body, timeout=UPLOAD_TIMEOUT_S
@@ -95,8 +96,17 @@ class ModelsApi:
             body["tags"] = dict(tags)
         return await self._client.call("PUT", f"/models/{model}", ModelDetail, json=body)
 
+    async def unalias(self, model: str, alias: str) -> None:
+        """Remove an alias of a model; the version that it is at stays.
+
+        Raises:
+            NotFound: the model has no such alias.
+            Conflict: an endpoint serves the version as `stable` or `canary`, whichever it is.
+        """
+        await self._client.request("DELETE", f"/models/{model}/aliases/{alias}")
+
     async def delete(self, model: str) -> None:
-        """Delete a version that nobody serves."""
+        """Delete a version that nobody serves and no alias is at; see `unalias`."""
         await self._client.request("DELETE", f"/models/{model}")
 
     async def deploy(self, model: str, deployment: Deployment) -> EndpointDetail:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,6 +30,8 @@ from loomos.security.proof import is_proof, make_challenge, read_stack_key
 from loomos.settings import load_settings
 
 RETRY_DELAY_S = 0.3
+PIECE_BYTES = 1024 * 1024
+"""Files travel in pieces of so many bytes, and are never in memory as a whole."""
 PROVEN_FOR_S = 5.0
 """After so long, and after every failure, a stack's gateway proves itself again."""
 API = "/api/v1"
@@ -105,12 +107,20 @@ class Transport:
         return model.model_validate_json(response.content)
 
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request, again while the gateway is away and sending twice does no harm."""
-        safe = method == "GET" or "Idempotency-Key" in options.get("headers", {})
+        """Send a request, again while the gateway is away and sending twice does no harm.
+
+        `content` may be a function that makes the body, piece by piece, anew for every try.
+        """
+        make: Callable[[], AsyncIterator[bytes]] | None = None
+        if callable(options.get("content")):
+            make = options["content"]
+        safe = method in ("GET", "HEAD") or "Idempotency-Key" in options.get("headers", {})
         attempt = 0
         while True:
             try:
                 await self._know_gateway()
+                if make is not None:
+                    options["content"] = make()
                 response = await self._http.request(method, API + path, **options)
                 if response.status_code != 503 or attempt >= self._retries or not safe:
                     await _raise_for(response)
@@ -124,6 +134,25 @@ class Transport:
             attempt += 1
             self._proven_at = None
             await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
+
+    async def send_file(self, path: str, file: Path, *, key: str, timeout_s: float) -> None:
+        """PUT a file's content, piece by piece; sending it twice must do no harm.
+
+        Args:
+            path: of the API.
+            file: what to send.
+            key: names the content.
+            timeout_s: how long a piece, and the answer, may take.
+        """
+
+        async def pieces() -> AsyncIterator[bytes]:
+            with file.open("rb") as opened:
+                while piece := await asyncio.to_thread(opened.read, PIECE_BYTES):
+                    yield piece
+
+        size = (await asyncio.to_thread(file.stat)).st_size
+        headers = {"Content-Length": str(size), "Idempotency-Key": key}
+        await self.request("PUT", path, content=pieces, headers=headers, timeout=timeout_s)
 
     async def _know_gateway(self) -> None:
         """Have the gateway of an embedded stack prove itself before a token goes there.

@@ -216,14 +216,14 @@ class EndpointStatus(Message):
 class ModelChange(Message):
     """Input of the `ModelChange` workflow: one change to the registry."""
 
-    action: Literal["register", "alias", "delete"]
+    action: Literal["register", "alias", "unalias", "delete"]
     """What to do."""
     name: str
     """Model."""
     version: str = ""
-    """Version, for `alias` and `delete`."""
+    """Version, for all but `register`; for `unalias` the one that the alias is at."""
     alias: str = ""
-    """Which alias, for `alias`."""
+    """Which alias, for `alias` and `unalias`."""
     expected: str | None = None
     """Version that the alias must be at; null to move it wherever it is."""
     files: dict[str, FileFacts] = {}

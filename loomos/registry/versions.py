@@ -165,7 +165,7 @@ class Registry:
         for path, facts in files.items():
             key = manifest.key_prefix + path
             if not self._store.exists(key):
-                self._store.put(key, self._store.get(blob_key(facts.sha256)))
+                self._store.copy(blob_key(facts.sha256), key)
         content = {"format": 1, **manifest.model_dump(mode="json")}
         encoded = json.dumps(content, indent=1, sort_keys=True).encode()
         self._store.put_if_absent(manifest.key_prefix + MANIFEST, encoded)
@@ -181,7 +181,8 @@ class Registry:
         pointing = [a for a, v in self.aliases(ref.name).read().aliases.items() if v == version]
         if pointing:
             raise Conflict(
-                f"{ref.name}@{version} is {', '.join(sorted(pointing))}; move the alias first"
+                f"{ref.name}@{version} is {', '.join(sorted(pointing))}; move the alias, or "
+                f"remove it: `loomos models unalias {ref.name} {min(pointing)}`"
             )
         prefix = model_prefix(ref.name, version)
         # The manifest first: without it the version does not exist.

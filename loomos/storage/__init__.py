@@ -57,6 +57,12 @@ class Store(Protocol):
     def get_file(self, key: str, path: Path) -> None:
         """Read an object into a file that appears whole or not at all; raises `NotFound`."""
 
+    def copy(self, source: str, target: str) -> None:
+        """Write an object's content under another key as well; raises `NotFound`.
+
+        The bytes go through no process of ours, however many they are.
+        """
+
     def exists(self, key: str) -> bool:
         """Say whether there is such an object."""
 

@@ -79,6 +79,13 @@ class LocalStore:
             raise NotFound(f"no object {key!r} in {self.url}") from None
         partial.replace(path)
 
+    def copy(self, source: str, target: str) -> None:
+        """See `Store.copy`."""
+        try:
+            self.put_file(target, self._path(source))
+        except FileNotFoundError:
+            raise NotFound(f"no object {source!r} in {self.url}") from None
+
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
         return self._path(key).is_file()

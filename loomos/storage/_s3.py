@@ -145,6 +145,18 @@ class S3Store:
         finally:
             partial.unlink(missing_ok=True)
 
+    def copy(self, source: str, target: str) -> None:
+        """See `Store.copy`."""
+        self._patiently(
+            source,
+            lambda: self._client.copy(
+                {"Bucket": self.bucket, "Key": self.prefix + source},
+                self.bucket,
+                self.prefix + target,
+                Config=_TRANSFER,
+            ),
+        )
+
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
         try:

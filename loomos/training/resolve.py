@@ -313,7 +313,7 @@ def pin_version(source: str, field: str, store: Store) -> Reference:
     ]
     for file in files:
         if not store.exists(blob_key(file["sha256"])):
-            store.put(blob_key(file["sha256"]), store.get(prefix + file["name"]))
+            store.copy(prefix + file["name"], blob_key(file["sha256"]))
     return _put_blob(store, json.dumps({"files": files}).encode(), manifest["size_bytes"])
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from loomos.errors import InvalidInput, NotFound
 from loomos.settings import StorageSettings
-from loomos.storage import Store, open_store, open_uri
+from loomos.storage import Store, file_sha256, open_store, open_uri
 from loomos.storage.chunks import ChunkWriter, read_chunks
 from tests.stack import Stack
 
@@ -68,6 +68,21 @@ def test_children_are_names_one_level_down(store: Store) -> None:
         store.put(key, b"")
     assert store.children("m/") == ["a/", "b/", "c"]
     assert store.children("nothing/") == []
+    assert store.children("m/", after="a~") == ["b/", "c"]
+    assert store.children("m/", after="b/") == ["c"]
+    assert store.children("m/", after="c") == []
+
+
+def test_a_folder_goes_with_its_last_object_and_comes_again(store: Store) -> None:
+    def work(number: int) -> None:
+        for turn in range(10):
+            store.put_if_absent(f"f/g/{number}", b"x")
+            store.put(f"f/g/h/{number}-{turn}", b"x")
+            store.delete([f"f/g/{number}", f"f/g/h/{number}-{turn}"])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert store.children("f/") == []
 
 
 def test_deleting_is_thorough_and_repeatable(store: Store) -> None:
@@ -86,6 +101,16 @@ def test_a_large_file_travels_in_parts(store: Store, tmp_path: Path) -> None:
     store.put_file("large", source)
     store.get_file("large", target)
     assert target.read_bytes() == source.read_bytes()
+    store.copy("large", "copies/large")
+    store.delete(["large"])
+    store.get_file("copies/large", target)
+    assert file_sha256(target) == file_sha256(source)
+
+
+def test_a_copy_of_nothing_is_not_found(store: Store) -> None:
+    with pytest.raises(NotFound, match="no object 'nothing'"):
+        store.copy("nothing", "something")
+    assert not store.exists("something")
 
 
 def test_chunks_are_read_in_order_and_from_a_cursor(store: Store) -> None:

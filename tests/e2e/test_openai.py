@@ -304,9 +304,23 @@ async def test_the_sdk_deploys_a_folder_and_asks_it(
         await client.models.delete(deployment.route.stable.version)
     with pytest.raises(InvalidInput, match=r"scaling_config: no 'max'"):
         await client.deploy_model(folder, "x", {"max": 3})
+    with pytest.raises(Conflict, match="is stable at my-model-api"):
+        await client.models.unalias("my-model-api", "stable")
     await client.endpoints.delete("my-model-api")
     with pytest.raises(NotFound):
         await client.inference("my-model-api", {"text": "x"})
+    # What was made, served and is served no more can be deleted, and made anew.
+    version = deployment.route.stable.version
+    with pytest.raises(Conflict, match="loomos models unalias my-model-api stable"):
+        await client.models.delete(version)
+    await client.models.unalias("my-model-api", "stable")
+    with pytest.raises(NotFound, match="has no alias 'stable'; it has none"):
+        await client.models.unalias("my-model-api", "stable")
+    await client.models.delete(version)
+    with pytest.raises(NotFound):
+        await client.models.get("my-model-api")
+    assert "my-model-api" not in [model.name for model in (await client.models.list()).models]
+    assert (await client.models.upload(folder, "my-model-api")).version == again.version
 
 
 async def test_a_folder_with_a_pickle_is_refused(client: LoomOSClient, tmp_path: Path) -> None:
@@ -329,3 +343,7 @@ def test_the_command_line_uploads_aliases_serves_and_asks(stack: Stack, tmp_path
     refused = stack.loomos("models", "infer", "no-such", "hello", check=False)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     stack.loomos("endpoints", "delete", "by-hand")
+    assert "removed" in stack.loomos("models", "unalias", "by-hand", "stable").stdout
+    version = described.split("version")[1].split()[0]
+    assert "deleted" in stack.loomos("models", "delete", f"by-hand@{version}").stdout
+    assert "by-hand" not in stack.loomos("models", "list").stdout
