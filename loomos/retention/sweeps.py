@@ -18,13 +18,15 @@ from loomos.errors import NotFound
 from loomos.jobs.retention import Sweepable, SweepRequest, Swept
 from loomos.jobs.uploads import UploadRecord
 from loomos.retention.references import referenced_keys
+from loomos.serving.outcomes import was_read
 from loomos.settings import RetentionSettings
 from loomos.storage import ObjectInfo, Store
 from loomos.storage.layout import (
     BLOBS_PREFIX,
     CONTINUAL_PREFIX,
-    ENDPOINTS_PREFIX,
     JOBS_PREFIX,
+    OUTCOMES_PREFIX,
+    SAMPLES_PREFIX,
     SERVERS_PREFIX,
     SHARDS_PREFIX,
     UPLOADS_PREFIX,
@@ -205,9 +207,13 @@ class Sweeper:
         )
 
     async def _outcomes(self, request: SweepRequest) -> Swept:
-        """Old outcomes and samples of each endpoint, one endpoint a part."""
-        names = await asyncio.to_thread(self._store.children, ENDPOINTS_PREFIX)
-        later = [n.rstrip("/") for n in names if n.rstrip("/") > request.after]
+        """Old outcomes and samples of each endpoint, gone ones too, one endpoint a part."""
+
+        def look() -> set[str]:
+            return {*self._store.children(OUTCOMES_PREFIX), *self._store.children(SAMPLES_PREFIX)}
+
+        names = sorted(name.rstrip("/") for name in await asyncio.to_thread(look))
+        later = [name for name in names if name > request.after]
         if not later:
             return Swept()
         endpoint, now = later[0], datetime.now(UTC)
@@ -221,7 +227,8 @@ class Sweeper:
                     if now - item.modified_at >= self._rules.outcomes:
                         yield item
             for item in self._store.objects(samples_prefix(endpoint)):
-                if now - item.modified_at >= self._rules.samples and _is_read(item.key, cursors):
+                is_old = now - item.modified_at >= self._rules.samples
+                if is_old and all(was_read(item.key, cursor) for cursor in cursors):
                     yield item
 
         found = await asyncio.to_thread(lambda: list(doomed()))
@@ -287,9 +294,3 @@ def _is_checkpoint(key: str, job_id: str) -> bool:
 def _is_register(key: str) -> bool:
     """What schedules remember of themselves."""
     return key.startswith(CONTINUAL_PREFIX) and "/data/" not in key
-
-
-def _is_read(key: str, cursors: list[dict[str, str]]) -> bool:
-    """Whether every schedule has read a chunk of samples, whose folder is its server's."""
-    server = f"{key.rpartition('/')[0].rpartition('/')[2]}/"
-    return all(key <= cursor.get(server, "") for cursor in cursors)

@@ -19,6 +19,7 @@ from loomos.retention.local import disk_bytes, mark_used, rotate, sweep_folder
 from loomos.retention.references import referenced_keys, write_references
 from loomos.retention.sweeps import Life, Sweeper
 from loomos.retention.usage import usage_by_class
+from loomos.serving.outcomes import READ_UP_TO
 from loomos.settings import RetentionSettings, StorageSettings
 from loomos.storage._local import LocalStore
 from loomos.storage.layout import blob_key, upload_key
@@ -220,15 +221,16 @@ async def test_answers_stay_while_a_verification_goes_on_and_reports_always(
 
 
 async def test_outcomes_and_samples_wait_for_those_who_read_them(store: LocalStore) -> None:
-    base = "endpoints/chat"
+    hour = "2026010112-s1/"
     old = [
-        put(store, f"{base}/{kind}/g000001/s1/0000000000.jsonl") for kind in ("outcomes", "samples")
+        put(store, f"{kind}/chat/g000000/{hour}0000000000.jsonl")
+        for kind in ("outcomes", "samples")
     ]
-    unread = put(store, f"{base}/samples/g000001/s1/0000000001.jsonl")
-    route = put(store, f"{base}/routes/0000000001.json")
+    unread = put(store, f"samples/chat/g000000/{hour}0000000001.jsonl")
+    route = put(store, "endpoints/chat/routes/0000000001.json")
     lives = Lives()
     lives.rollouts = {"chat"}
-    lives.cursors = [{"s1/": old[1]}, {"s1/": unread}]
+    lives.cursors = [{hour: old[1]}, {READ_UP_TO: hour[:10]}]
     held = await swept(store, lives, Sweepable.OUTCOMES)
     assert (held.objects, held.held) == (1, "chat is in a rollout")
     assert keys(store) == {old[0], unread, route}
