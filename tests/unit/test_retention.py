@@ -221,12 +221,9 @@ async def test_answers_stay_while_a_verification_goes_on_and_reports_always(
 
 
 async def test_outcomes_and_samples_wait_for_those_who_read_them(store: LocalStore) -> None:
-    hour = "2026010112-s1/"
-    old = [
-        put(store, f"{kind}/chat/g000000/{hour}0000000000.jsonl")
-        for kind in ("outcomes", "samples")
-    ]
-    unread = put(store, f"samples/chat/g000000/{hour}0000000001.jsonl")
+    hour, folders = "2026010112-s1/", ("outcomes/chat/g000000", "samples/chat/g000000")
+    old = [put(store, f"{folder}/{hour}0000000000.jsonl") for folder in folders]
+    unread = put(store, f"{folders[1]}/{hour}0000000001.jsonl")
     route = put(store, "endpoints/chat/routes/0000000001.json")
     lives = Lives()
     lives.rollouts = {"chat"}
