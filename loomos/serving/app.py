@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -34,6 +35,8 @@ DEFAULT_CHAT_TOKENS, DEFAULT_COMPLETION_TOKENS = 256, 16
 
 LONG_TEXT = 10_000
 """Characters above which a text is made into tokens in a thread: others are answered meanwhile."""
+_LONG_TEXTS = ThreadPoolExecutor(1, "long-texts")
+"""One thread of their own, so that long texts hold up each other only."""
 STALLED_S = 60.0
 """How long a client may take to read what a stream has; then the stream ends."""
 
@@ -143,8 +146,9 @@ async def chat(body: Chat, request: Request, service: Serving) -> Response:
     tokenizer = choice.hosted.engine.tokenizer
     turns = [{"role": turn.role, "content": turn.text()} for turn in body.messages]
     length = sum(len(turn["content"]) for turn in turns)
+    _check_length(choice, length, "messages")
     try:
-        prompt = await _made(length, lambda: chat_prompt(tokenizer, turns))
+        prompt = await _made(service, choice, length, lambda: chat_prompt(tokenizer, turns))
     except (TemplateError, TypeError, ValueError) as error:
         raise ApiError(
             400, f"messages: the model's chat template refuses them: {error}", param="messages"
@@ -163,17 +167,40 @@ async def complete(body: Completion, request: Request, service: Serving) -> Resp
         return await _pass_on(service, choice, "/completions", body, request)
     tokenizer = choice.hosted.engine.tokenizer
     asked = body.prompts()
+    texts = [prompt for prompt in asked if isinstance(prompt, str)]
+    _check_length(choice, max(map(len, texts), default=0), "prompt")
     prompts = await _made(
-        sum(len(prompt) for prompt in asked if isinstance(prompt, str)),
+        service,
+        choice,
+        sum(map(len, texts)),
         lambda: [tokenizer(p)["input_ids"] if isinstance(p, str) else p for p in asked],
     )
     samplings = _samplings(body, choice, DEFAULT_COMPLETION_TOKENS, prompts)
     return await _answer(service, choice, body, request, prompts, samplings, frozenset())
 
 
-async def _made(length: int, make: Callable[[], list[T]]) -> list[T]:
+def _check_length(choice: Choice, characters: int, param: str) -> None:
+    """Refuse a text that is too long for the model before it is made into tokens."""
+    assert choice.hosted is not None
+    engine = choice.hosted.engine
+    if characters > engine.most_characters:
+        raise ApiError(
+            400,
+            f"the model's context is {engine.context_length} tokens, and {characters} characters "
+            "are more than can fit",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+async def _made(
+    service: Service, choice: Choice, characters: int, make: Callable[[], list[T]]
+) -> list[T]:
     """Make tokens of texts that have this many characters together."""
-    return await asyncio.to_thread(make) if length > LONG_TEXT else make()
+    if characters <= LONG_TEXT:
+        return make()
+    with service.admitted(choice):
+        return await asyncio.get_running_loop().run_in_executor(_LONG_TEXTS, make)
 
 
 def _sticky(body: ChatRequest | CompletionRequest, request: Request) -> str | None:

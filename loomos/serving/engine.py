@@ -28,7 +28,7 @@ from loomos.errors import InvalidInput, Unavailable
 from loomos.serving.adapters import AdapterBank
 from loomos.serving.batch import Batch
 from loomos.serving.rows import Piece, Row, choose_tokens
-from loomos.serving.text import TextStream, WholeText
+from loomos.serving.text import TextStream, WholeText, most_characters
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class Engine:
         self.is_alive = True
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self.context_length = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+        self.most_characters = most_characters(tokenizer, self.context_length)
         self.end_ids = _end_ids(model, tokenizer)
         self._takes_last_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._waiting: deque[Row] = deque()

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from loomos.errors import InvalidModel, Unavailable
 from loomos.serving.loading import load_model, load_tokenizer
 from loomos.serving.rows import Piece, Row
+from loomos.serving.text import most_characters
 
 if TYPE_CHECKING:
     from loomos.serving.engine import Engine
@@ -152,6 +153,7 @@ class EngineProcess:
         except Unavailable as error:
             raise InvalidModel(f"{folder.name} cannot be loaded: {error}") from error
         self.context_length, self.vocabulary = loaded
+        self.most_characters = most_characters(self.tokenizer, self.context_length)
 
     @property
     def pid(self) -> int:

@@ -6,6 +6,15 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
+MOST_CHARACTERS = 8_000_000
+"""No prompt may have more, whatever the model."""
+
+
+def most_characters(tokenizer: Any, context_length: int) -> int:
+    """Characters above which a text cannot fit a context, however well it packs into tokens."""
+    longest = max(map(len, tokenizer.get_vocab()), default=1)
+    return min(context_length * longest, MOST_CHARACTERS)
+
 
 class TextStream:
     """Turns the tokens of one answer into text."""

@@ -156,6 +156,19 @@ async def test_numbers_at_their_bounds_are_taken(http: httpx.AsyncClient) -> Non
         assert answer.status_code == 200, (changes, answer.text)
 
 
+async def test_a_text_that_cannot_fit_is_refused_before_it_is_read(http: httpx.AsyncClient) -> None:
+    long: list[tuple[str, dict[str, Any]]] = [
+        ("/completions", body(prompt="x" * 5_000_000)),
+        ("/completions", body(prompt=["a", "x" * 5_000_000])),
+        ("/completions", body(prompt=[1] * 1_000_000)),
+        ("/chat/completions", {**body(), "messages": [{"role": "user", "content": "x" * 10**6}]}),
+    ]
+    for path, content in long:
+        answer = await http.post(path, json=content)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
 async def test_every_refusal_has_openais_body(http: httpx.AsyncClient) -> None:
     none: dict[str, str] = {"Authorization": ""}
     wanted: list[tuple[int, str | None, Any]] = [
