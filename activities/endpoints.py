@@ -36,6 +36,7 @@ from loomos.serving.table import (
     change_route,
     close_route,
     create_route,
+    mark_living,
     read_route,
 )
 from loomos.settings import Settings
@@ -85,6 +86,7 @@ class EndpointActivities:
         """Look at the servers until the endpoint's models should be held by others than now."""
         store = self._store
         scale = Scale()
+        await in_thread(lambda say: mark_living(store, watch.name))
         while True:
             route, servers = await in_thread(
                 lambda say: (read_route(store, watch.name), read_servers(store))

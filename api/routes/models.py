@@ -52,16 +52,13 @@ async def list_models(parts: Parts, who: Reader) -> ModelList:
 
     def look() -> ModelList:
         registry = Registry(parts.store)
-        return ModelList(
-            models=[
-                ModelSummary(
-                    name=name,
-                    versions=len(registry.versions(name)),
-                    aliases=registry.aliases(name).read().aliases,
-                )
-                for name in registry.names()
-            ]
-        )
+        models: list[ModelSummary] = []
+        for name in registry.names():
+            # A model whose versions are deleted may leave an empty folder.
+            if versions := registry.versions(name):
+                aliases = registry.aliases(name).read().aliases
+                models.append(ModelSummary(name=name, versions=len(versions), aliases=aliases))
+        return ModelList(models=models)
 
     return await asyncio.to_thread(look)
 

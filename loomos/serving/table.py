@@ -15,9 +15,10 @@ from loomos.errors import Conflict, NotFound
 from loomos.jobs.serving import Route
 from loomos.storage import Store
 from loomos.storage.layout import (
-    ENDPOINTS_PREFIX,
+    LIVING_ENDPOINTS_PREFIX,
     closed_endpoint_key,
     endpoint_prefix,
+    living_endpoint_key,
     routes_prefix,
 )
 from loomos.storage.register import Register
@@ -50,13 +51,21 @@ def create_route(store: Store, route: Route) -> Route:
         found = Route.model_validate_json(newest.data)
         if not found.is_closed:
             if found.issued_by == route.issued_by:
+                mark_living(store, route.endpoint)
                 return found
             raise Conflict(f"endpoint {route.endpoint!r} exists; configure or delete it")
         route = route.model_copy(update={"generation": newest.number + 1})
     elif (closed := _closed(store, route.endpoint)) is not None:
         route = route.model_copy(update={"generation": closed.generation + 1})
     register.write(route.generation, route.model_dump_json().encode())
+    mark_living(store, route.endpoint)
     return route
+
+
+def mark_living(store: Store, endpoint: str) -> None:
+    """Have servers look for an endpoint's rows."""
+    if not store.exists(living_endpoint_key(endpoint)):
+        store.put(living_endpoint_key(endpoint), b"")
 
 
 def change_route(store: Store, endpoint: str, issued_by: str, change: Change) -> Route:
@@ -116,6 +125,7 @@ def close_route(store: Store, endpoint: str, issued_by: str) -> None:
     # First the number to go on from, then the rows: whoever makes the endpoint anew finds one.
     store.put(closed_endpoint_key(endpoint), route.model_dump_json().encode())
     last, newer = register.key(route.generation), routes_prefix(endpoint)
+    store.delete([living_endpoint_key(endpoint)])
     there = [item.key for item in store.objects(endpoint_prefix(endpoint))]
     store.delete([key for key in there if key <= last or not key.startswith(newer)])
 
@@ -143,7 +153,8 @@ class RouteTable:
     def refresh(self) -> list[Route]:
         """Look for newer rows; returns those that changed, as closed where an endpoint is gone."""
         changed: list[Route] = []
-        names = [child.rstrip("/") for child in self._store.children(ENDPOINTS_PREFIX)]
+        living = self._store.objects(LIVING_ENDPOINTS_PREFIX)
+        names = [item.key.removeprefix(LIVING_ENDPOINTS_PREFIX) for item in living]
         for name in self.routes.keys() - set(names):
             changed.append(self.routes.pop(name).model_copy(update={"is_closed": True}))
         for name in names:

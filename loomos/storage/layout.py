@@ -18,6 +18,7 @@
     aliases/<name>/<revision>.json                           which version `stable` is, since when
     model-notes/<name>/<version>/<revision>.json             description and tags of a version
     endpoints/<name>/routes/<generation>.json                who serves what share of the traffic
+    living-endpoints/<name>                                  there as long as the endpoint exists
     closed-endpoints/<name>.json                             last row of an endpoint that is gone
     outcomes/<endpoint>/<hour>-<server>/<sequence>.jsonl     how each request went
     samples/<endpoint>/<hour>-<server>/<sequence>.jsonl      requests kept to learn from
@@ -193,10 +194,17 @@ def model_notes_prefix(name: str, version: str) -> str:
 
 
 ENDPOINTS_PREFIX = "endpoints/"
-"""A folder per endpoint that exists, and nothing else: servers list it several times a second."""
+LIVING_ENDPOINTS_PREFIX = "living-endpoints/"
+"""An empty object per endpoint that exists, listed by servers several times a second. Folders of
+those that are gone may stay, empty, for as long as an S3 server likes."""
 OUTCOMES_PREFIX = "outcomes/"
 SAMPLES_PREFIX = "samples/"
 SERVERS_PREFIX = "servers/"
+
+
+def living_endpoint_key(endpoint: str) -> str:
+    """What says that an endpoint exists."""
+    return f"{LIVING_ENDPOINTS_PREFIX}{endpoint}"
 
 
 def closed_endpoint_key(endpoint: str) -> str:
