@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
+LONGEST = 64
+"""Characters that a quantity or a duration may have."""
+
 _SUFFIX = {
     "": 1,
     **{s: 1000**i for i, s in enumerate(("k", "M", "G", "T", "P", "E"), start=1)},
@@ -40,9 +43,11 @@ def parse_bytes(text: str) -> int:
 
     Source: kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity.
     """
-    match = _QUANTITY.fullmatch(text.strip())
+    match = _QUANTITY.fullmatch(text.strip()) if len(text) <= LONGEST else None
     if match is None:
-        raise ValueError(f"{text!r} is not a quantity; write for example 128Gi, 500G or 1073741824")
+        raise ValueError(
+            f"{text[:LONGEST]!r} is not a quantity; write for example 128Gi, 500G or 1073741824"
+        )
     value = Decimal(match["number"]) * _SUFFIX[match["suffix"] or ""]
     if value != value.to_integral_value():
         raise ValueError(f"{text!r} is not a whole number of bytes")
@@ -64,9 +69,11 @@ def parse_duration(text: str) -> timedelta:
     stripped = text.strip()
     if stripped == "0":
         return timedelta(0)
-    parts = _DURATION_PART.findall(stripped)
+    parts = _DURATION_PART.findall(stripped) if len(text) <= LONGEST else []
     if not parts or "".join(n + u for n, u in parts) != stripped:
-        raise ValueError(f"{text!r} is not a duration; write for example 24h, 90m, 1h30m or 45s")
+        raise ValueError(
+            f"{text[:LONGEST]!r} is not a duration; write for example 24h, 90m, 1h30m or 45s"
+        )
     seconds = sum((Decimal(n) * _UNIT_S[u] for n, u in parts), Decimal(0))
     try:
         return timedelta(seconds=float(seconds))
@@ -116,7 +123,8 @@ def _moment(value: Any) -> datetime:
         with contextlib.suppress(ValueError):
             value = datetime.fromisoformat(value)
     if isinstance(value, datetime) and value.tzinfo is not None:
-        return value.astimezone(UTC)
+        with contextlib.suppress(OverflowError):  # at the ends of the calendar
+            return value.astimezone(UTC)
     raise ValueError("a moment is RFC 3339 text with a time zone, such as 2027-01-31T18:00:00Z")
 
 
@@ -128,6 +136,7 @@ Moment = Annotated[
         {
             "type": "string",
             "format": "date-time",
+            "maxLength": LONGEST,
             "pattern": r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})$",
         }
     ),
@@ -138,7 +147,9 @@ Duration = Annotated[
     timedelta,
     BeforeValidator(_duration),
     PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^([0-9.]+(ns|us|µs|ms|s|m|h))+$|^0$"}),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^([0-9.]+(ns|us|µs|ms|s|m|h))+$|^0$", "maxLength": LONGEST}
+    ),
 ]
 """A `timedelta` that is written `24h` in documents."""
 
@@ -149,7 +160,11 @@ Quantity = Annotated[
         {
             "anyOf": [
                 {"type": "integer", "minimum": 0},
-                {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(k|[MGTPE]|[KMGTPE]i)?$"},
+                {
+                    "type": "string",
+                    "pattern": r"^[0-9]+(\.[0-9]+)?(k|[MGTPE]|[KMGTPE]i)?$",
+                    "maxLength": LONGEST,
+                },
             ]
         }
     ),

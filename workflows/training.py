@@ -36,6 +36,7 @@ with workflow.unsafe.imports_passed_through():
         TrainingRunInput,
         TrainOutcome,
     )
+    from loomos.limits import backoff
     from loomos.nexus.requests import (
         step_seconds,
         training_request,
@@ -331,7 +332,7 @@ class TrainingRun:
         self._journal.enter(JobState.RECOVERING, end.reason)
         self._facts.recovered(end.reason, self._generation)
         if self._failures > 1:
-            wait = min(retries.backoff * 2 ** (self._failures - 2), LONGEST_BACKOFF)
+            wait = backoff(retries.backoff, self._failures - 2, LONGEST_BACKOFF)
             await workflow.sleep(wait)
 
     def _refuse_same_error(self, end: GangFailed) -> None:

@@ -19,6 +19,7 @@ from loomos.jobs.serving import (
     ServerStatus,
 )
 from loomos.jobs.verification import VerificationStatus
+from loomos.limits import WRITABLE, Reference, Text, Word, Words
 from loomos.manifest import Name
 
 
@@ -107,12 +108,12 @@ class ModelUpload(_Body):
 class ModelEdit(_Body):
     """Body of `PUT /models/{id}`."""
 
-    aliases: dict[str, str | None] = {}
+    aliases: Annotated[dict[Words, Reference | None], Field(max_length=100)] = {}
     """Aliases to point at this version: the value is the version the alias must be at now, or null
     to move it wherever it is."""
     description: Annotated[str, Field(max_length=100_000)] | None = None
     """New description."""
-    tags: Annotated[dict[str, str], Field(max_length=100)] | None = None
+    tags: Annotated[dict[Words, Text], Field(max_length=100)] | None = None
     """New tags, replacing the old."""
 
 
@@ -127,7 +128,7 @@ class Deployment(_Body):
     """Requests that may wait on one server."""
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """Most tokens that a request may ask for."""
-    detectors: list[str] = ["toxicity"]
+    detectors: Annotated[list[Word], Field(max_length=32)] = ["toxicity"]
     """Detectors that look at every answer."""
     capture: bool = False
     """Keep prompts and answers, to learn from."""
@@ -218,7 +219,7 @@ class ScheduleList(Answer):
 class Steering(_Body):
     """Body of `POST /rollouts/{endpoint}/{verb}`."""
 
-    reason: Annotated[str, Field(max_length=1000)] = ""
+    reason: Annotated[str, Field(max_length=1000), WRITABLE] = ""
     """For the record."""
     stage: Annotated[str, Field(max_length=63)] = ""
     """For `approve`: the stage that waits."""
@@ -227,9 +228,9 @@ class Steering(_Body):
 class InferenceRequest(_Body):
     """Body of `POST /models/{id}/inference`."""
 
-    input: dict[str, Any]
+    input: Annotated[dict[str, Any], Field(max_length=100)]
     """`{"text": ...}` to continue a text, or `{"messages": [...]}` to answer a conversation."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Most tokens to generate."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """0 takes the most likely token."""

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from loomos.client.models import Answer
 from loomos.jobs.experiments import ExperimentState
+from loomos.limits import WRITABLE
 
 
 class ExperimentSummary(Answer):
@@ -44,5 +45,5 @@ class ExperimentList(Answer):
 class Stopping(Answer):
     """Body of `POST /experiments/{id}/stop`."""
 
-    reason: Annotated[str, Field(max_length=500)] = ""
+    reason: Annotated[str, Field(max_length=500), WRITABLE] = ""
     """For the record."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from loomos.jobs.cluster import NodeStatus, QueuedRequest
 from loomos.jobs.states import JobState
 from loomos.jobs.training import AttemptSummary, ModelVersion, Progress, TimelineEntry
+from loomos.limits import Words
 from loomos.manifest import Labels
 
 
@@ -186,7 +187,7 @@ class Migration(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
-    nodes: list[str] = Field(min_length=1, max_length=1000)
+    nodes: list[Words] = Field(min_length=1, max_length=1000)
     """Nodes to move to."""
 
 

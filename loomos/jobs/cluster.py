@@ -10,6 +10,7 @@ from pydantic import Field
 from loomos.jobs.admission import AuditReport, Deferred, LeaseDeferred
 from loomos.jobs.message import Message
 from loomos.jobs.states import NodeState
+from loomos.limits import Count, Positive, Span, Words, later
 from loomos.manifest import Resources
 from loomos.quantities import Duration
 
@@ -122,7 +123,7 @@ class Lease(Message):
         """When the nodes should be free again."""
         if self.request is None or self.request.estimate is None or self.granted_at is None:
             return None
-        return self.granted_at + self.request.estimate
+        return later(self.granted_at, self.request.estimate)
 
 
 class LeaseRevoked(Message):
@@ -200,38 +201,38 @@ class QueuedRequest(Message):
     """Why it waits, for people."""
 
 
-Share = Annotated[float, Field(gt=0)]
+Share = Positive
 
 
 class Quota(Message):
     """The most that a project may hold at once."""
 
-    nodes: Annotated[int, Field(ge=0)] | None = None
+    nodes: Count | None = None
     """Nodes, whole or in part."""
-    gpus: Annotated[int, Field(ge=0)] | None = None
+    gpus: Count | None = None
     """GPUs."""
-    ranks: Annotated[int, Field(ge=0)] | None = None
+    ranks: Count | None = None
     """Ranks."""
 
 
 class SchedulerConfig(Message):
     """How the cluster decides."""
 
-    policy: str = "bin-pack"
+    policy: Words = "bin-pack"
     """Name of the placement policy: which of the nodes that would do are taken."""
-    weights: dict[str, Share] = {}
+    weights: Annotated[dict[Words, Share], Field(max_length=10_000)] = {}
     """Weight of a project's fair share; 1 if it is not named."""
-    quotas: dict[str, Quota] = {}
+    quotas: Annotated[dict[Words, Quota], Field(max_length=10_000)] = {}
     """Limits of projects."""
-    starves_after: Duration = timedelta(hours=12)
+    starves_after: Span = timedelta(hours=12)
     """A request that has waited so long goes before all that have not."""
     standby_nodes: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Idle nodes kept for runs that lose theirs."""
-    backfill_depth: Annotated[int, Field(ge=0)] = 100
+    backfill_depth: Annotated[int, Field(ge=0, le=1_000_000)] = 100
     """Requests behind the first blocked one that are looked at; 0 turns backfill off."""
     preemption: bool = True
     """Whether requests take nodes from leases of lower priority."""
-    grow_after: Duration = timedelta(minutes=1)
+    grow_after: Span = timedelta(minutes=1)
     """An elastic run that could have more nodes is started again with them after this."""
     queue_limit: Annotated[int, Field(ge=1, le=2000)] = 1000
     """Requests that are admitted to the queue at once; others wait until there is room."""

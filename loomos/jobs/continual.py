@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from loomos.jobs.message import Message
 from loomos.jobs.training import JobResult
+from loomos.limits import WRITABLE, Span, Steps, Timeout, Where
 from loomos.manifest import (
     Document,
     FineTuning,
@@ -19,6 +20,7 @@ from loomos.manifest import (
     Resources,
     RolloutPlan,
     Verification,
+    WholeDocument,
 )
 from loomos.quantities import Duration
 
@@ -31,9 +33,9 @@ class Collect(Document):
     unrated: bool = False
     """Also answers that nobody rated. Those with a thumb down are never learnt, unless a person
     said what would have been right."""
-    files: list[Annotated[str, LocalPath("growing")]] = []
+    files: Annotated[list[Annotated[Where, LocalPath("growing")]], Field(max_length=100)] = []
     """JSONL files that grow at their end, below the control worker's `data.roots`."""
-    min_samples: Annotated[int, Field(ge=1)] = 32
+    min_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 32
     """Fewer new samples are left for the next period."""
     max_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """Most new samples of one update; the rest is left for the next."""
@@ -42,7 +44,7 @@ class Collect(Document):
 class Replay(Document):
     """Old data that is mixed in, against forgetting."""
 
-    file: Annotated[str, Field(min_length=1, max_length=1024), LocalPath("file")]
+    file: Annotated[Where, LocalPath("file")]
     """A JSONL file: a path beside the document, which the CLI and the SDK upload,
     `upload:SHA256`, or a path below the control worker's `data.roots`."""
     ratio: Annotated[float, Field(gt=0, le=100)] = 1.0
@@ -52,11 +54,11 @@ class Replay(Document):
 class Budget(Document):
     """What updates may cost."""
 
-    period: Duration = timedelta(days=30)
+    period: Span = timedelta(days=30)
     """Over which it is counted."""
-    updates: Annotated[int, Field(ge=1)] | None = None
+    updates: Steps | None = None
     """Most updates in a period."""
-    training_time: Duration | None = None
+    training_time: Span | None = None
     """Most time that trainings may take in a period."""
 
 
@@ -73,11 +75,11 @@ MICRO_UPDATE = FineTuning(
 class ContinualSpec(Document):
     """What a `ContinualLearning` does."""
 
-    cron: Annotated[str, Field(min_length=9, max_length=200)]
+    cron: Annotated[str, Field(min_length=9, max_length=200), WRITABLE]
     """When, as five fields of crontab."""
-    time_zone: str = "UTC"
+    time_zone: Annotated[str, Field(max_length=64), WRITABLE] = "UTC"
     """Of the cron expression, such as Europe/Berlin."""
-    catch_up: Duration = timedelta(hours=1)
+    catch_up: Timeout = timedelta(hours=1)
     """How late a period that was missed is still made up for."""
     endpoint: Name
     """The endpoint whose stable version is updated."""
@@ -112,7 +114,7 @@ class ContinualSpec(Document):
         return self
 
 
-class ContinualJob(Document):
+class ContinualJob(WholeDocument):
     """The document: `kind: ContinualLearning`."""
 
     apiVersion: Literal["loomos.ai/v1"]

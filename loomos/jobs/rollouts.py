@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from loomos.jobs.message import Message, TimelineEntryBase
 from loomos.jobs.serving import RemoteTarget, Route, Target
-from loomos.manifest import Document, Metadata, RolloutPlan, Stage
+from loomos.limits import Reference
+from loomos.manifest import Metadata, RolloutPlan, Stage, WholeDocument
 
 
 class RolloutSpec(RolloutPlan):
     """What a `CanaryRollout` does."""
 
-    model: Annotated[str, Field(min_length=1, max_length=200)]
+    model: Reference
     """The candidate: `NAME@VERSION` or `NAME@ALIAS`."""
     remote: RemoteTarget | None = None
     """Let a server elsewhere answer for the candidate."""
 
 
-class CanaryRollout(Document):
+class CanaryRollout(WholeDocument):
     """The document: `kind: CanaryRollout`."""
 
     apiVersion: Literal["loomos.ai/v1"]

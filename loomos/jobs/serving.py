@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from loomos.jobs.message import Message
+from loomos.limits import MOST_BYTES, WRITABLE, Positive, Reference, Word, Words
 from loomos.manifest import Document, Name
 
 WHOLE = 10_000
@@ -21,7 +22,7 @@ class Replicas(Document):
     """Fewest; 0 stops serving without forgetting the endpoint."""
     max: Annotated[int, Field(ge=1, le=1000)] = 1
     """Most."""
-    queue_per_replica: Annotated[float, Field(gt=0)] = 8.0
+    queue_per_replica: Positive = 8.0
     """Requests, running and waiting, for each replica above which one more is added."""
 
     @model_validator(mode="after")
@@ -34,18 +35,18 @@ class Replicas(Document):
 class RemoteTarget(Document):
     """A server elsewhere that speaks OpenAI's protocol, such as vLLM."""
 
-    base_url: Annotated[str, Field(pattern=r"^https?://.+")]
+    base_url: Annotated[str, Field(max_length=1024, pattern=r"^https?://.+"), WRITABLE]
     """Its URL, up to and with `/v1`."""
-    model: Annotated[str, Field(min_length=1)]
+    model: Words
     """The name it knows the model by."""
-    api_key_env: str | None = None
+    api_key_env: Words | None = None
     """Variable of the serving process that holds the key to send; the key itself goes nowhere."""
 
 
 class EndpointSpec(Document):
     """What a person wants of an endpoint."""
 
-    model: Annotated[str, Field(min_length=1, max_length=200)]
+    model: Reference
     """The model to serve: `NAME`, `NAME@ALIAS` or `NAME@VERSION`."""
     replicas: Replicas = Replicas()
     """How many servers hold it."""
@@ -53,7 +54,7 @@ class EndpointSpec(Document):
     """Requests that may wait on one server; more get 429."""
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """Most tokens that one request may ask for."""
-    detectors: list[str] = ["toxicity"]
+    detectors: Annotated[list[Word], Field(max_length=32)] = ["toxicity"]
     """Detectors that look at every answer; a hit is an outcome, nothing is withheld."""
     capture: bool = False
     """Keep prompts and answers, to learn from."""
@@ -235,9 +236,9 @@ class ModelChange(Message):
 class FileFacts(Message):
     """A file of a version."""
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")]
     """Its digest."""
-    size_bytes: Annotated[int, Field(ge=0)]
+    size_bytes: Annotated[int, Field(ge=0, le=MOST_BYTES)]
     """Its size."""
 
 

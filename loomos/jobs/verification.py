@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from loomos.jobs.message import Message, TimelineEntryBase
-from loomos.manifest import Document, Metadata, Verification
+from loomos.limits import Reference
+from loomos.manifest import Metadata, Verification, WholeDocument
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "ERROR"]
 
 
-class VerificationJob(Document):
+class VerificationJob(WholeDocument):
     """The document: `kind: VerificationSuite`."""
 
     apiVersion: Literal["loomos.ai/v1"]
@@ -23,7 +22,7 @@ class VerificationJob(Document):
     """What the document describes."""
     metadata: Metadata
     """Who and what the verification is."""
-    model: Annotated[str, Field(min_length=1, max_length=200)]
+    model: Reference
     """The version to verify: `NAME@VERSION` or `NAME@ALIAS`."""
     spec: Verification
     """What is asked of it."""

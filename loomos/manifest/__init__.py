@@ -32,13 +32,14 @@ from loomos.manifest._delivery import (
 )
 from loomos.manifest._document import (
     field_errors,
+    plain,
     read_document,
     read_mapping,
     read_scalar,
     validate,
     validate_as,
 )
-from loomos.manifest._document_model import Document, Labels, Metadata, Name
+from loomos.manifest._document_model import Document, Labels, Metadata, Name, WholeDocument
 from loomos.manifest._experiment import (
     Experiment,
     ExperimentSpec,
@@ -149,6 +150,7 @@ __all__ = [
     "ValidationResult",
     "Verification",
     "WeaveConfig",
+    "WholeDocument",
     "field_errors",
     "holds",
     "is_explicit",
@@ -239,11 +241,11 @@ class JobManifest:
         Raises:
             InvalidManifest: a parameter is missing.
         """
-        document = dict(self.template)
+        document = plain(self.template, self.source)
         overlays = document.pop("environments", {})
         if self.environment is not None:
             document = merge_patch(document, overlays[self.environment])
-        filled: dict[str, Any] = substitute(document, self.params)
+        filled: dict[str, Any] = substitute(document, plain(self.params, self.source))
         missing = sorted(placeholders(filled))
         if missing:
             raise InvalidManifest(

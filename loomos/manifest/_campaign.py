@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from loomos.manifest._document_model import Document, Metadata, Name
+from loomos.limits import Coefficient, Real
+from loomos.manifest._document_model import Document, Metadata, Name, WholeDocument
 from loomos.manifest._learning import (
     Difficulty,
     EnvironmentChoice,
@@ -37,7 +38,9 @@ class CampaignMember(Document):
     copies: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Copies of the environment that it plays side by side; each plays as many steps as the
     settings say, so more copies are more experience. Default: as the settings say."""
-    threads: dict[Annotated[RewardThread, Field(strict=False)], Annotated[float, Field(ge=0)]] = {}
+    threads: Annotated[
+        dict[Annotated[RewardThread, Field(strict=False)], Coefficient], Field(max_length=8)
+    ] = {}
     """For `weave`, what it is rewarded for, with the weight of each. Default: as the settings."""
 
 
@@ -48,12 +51,12 @@ class CampaignPhase(Document):
     """What it is called."""
     rounds: Annotated[int, Field(ge=1, le=1000)] = 5
     """Most rounds."""
-    weights: dict[Name, Annotated[float, Field(ge=0)]] = {}
+    weights: Annotated[dict[Name, Coefficient], Field(max_length=200)] = {}
     """Members that train, with the weight of each in the average; the others pause. Default: those
     of the phase before, as they last were; in the first phase all, equal."""
     adapts: bool = False
     """Whether weights move after each round to members whose score is furthest below its best."""
-    until: float | None = None
+    until: Real | None = None
     """The phase ends sooner, once every member that trains has at least this score."""
 
 
@@ -204,7 +207,7 @@ def _label(environment: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", last).strip("-") or "policy"
 
 
-class RLCampaign(Document):
+class RLCampaign(WholeDocument):
     """The document: `kind: RLCampaign`."""
 
     apiVersion: Literal["loomos.ai/v1"]

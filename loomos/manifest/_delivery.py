@@ -7,24 +7,34 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from loomos.limits import (
+    WRITABLE,
+    ErrorChance,
+    Positive,
+    Probability,
+    Span,
+    Steps,
+    Timeout,
+    Where,
+    Within,
+)
 from loomos.manifest._document_model import Document, Name
 from loomos.manifest._local_path import LocalPath
-from loomos.quantities import Duration
 
 
 class SuiteChoice(Document):
     """A suite of a verification, perhaps with other limits than its own."""
 
-    suite: Annotated[str, Field(min_length=1, max_length=1024), LocalPath("suite")]
+    suite: Annotated[Where, LocalPath("suite")]
     """`toxicity`, `bias`, `factuality`, `injection`, `jailbreak`, `quality`, or a JSONL file: a
     path beside the document, which the CLI and the SDK upload, or `upload:SHA256`."""
-    claim: Annotated[float, Field(gt=0, lt=1)] | None = None
+    claim: Probability | None = None
     """The failure rate that is still acceptable. Default: the suite's."""
     generations: Annotated[int, Field(ge=1, le=100)] = 1
     """Answers to each prompt."""
     gates: bool = True
     """False to report it without deciding anything."""
-    seconds_per_token: Annotated[float, Field(gt=0)] | None = None
+    seconds_per_token: Positive | None = None
     """Besides, count answers that took longer than this for each token, as `SUITE.speed`."""
 
 
@@ -39,17 +49,17 @@ class Verification(Document):
 
     suites: Annotated[list[SuiteChoice], Field(min_length=1, max_length=50)] = DEFAULT_SUITES
     """What is tested."""
-    baseline: Annotated[str, Field(max_length=200)] | None = None
+    baseline: Annotated[str, Field(max_length=200), WRITABLE] | None = None
     """Version to compare with on the same prompts and seeds, such as `NAME@stable`."""
-    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    margin: Margin = 0.05
     """Share of prompts that the candidate may newly fail, compared with the baseline."""
-    alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    alpha: ErrorChance = 0.05
     """Chance of a wrong PASS, and of a wrong FAIL, over all suites."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """How answers are sampled."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Makes sampling repeatable."""
-    max_prompts: Annotated[int, Field(ge=1)] | None = None
+    max_prompts: Steps | None = None
     """Take only so many prompts of each suite; verdicts get less certain."""
     shard_size: Annotated[int, Field(ge=1, le=1024)] = 128
     """Prompts of a shard."""
@@ -65,6 +75,10 @@ class Verification(Document):
         return self
 
 
+Margin = Annotated[
+    float, Within(1e-4, 0.9999, "a smaller margin needs more units than anybody has")
+]
+"""How much worse is still acceptable, as a share."""
 Percent = Annotated[float, Field(ge=0, le=100)]
 EventName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z][a-z0-9_.-]*$")]
 
@@ -78,11 +92,11 @@ class Stage(Document):
     """Share of users that the canary answers."""
     shadow_percent: Percent = 0.0
     """Share of requests that the canary answers too, unseen."""
-    requests: Annotated[int, Field(ge=1)] | None = None
+    requests: Steps | None = None
     """Canary units at which the one look is taken. Default: what the margin needs."""
-    min_duration: Duration = timedelta(0)
+    min_duration: Span = timedelta(0)
     """Time that the stage lasts at least."""
-    deadline: Duration = timedelta(hours=24)
+    deadline: Timeout = timedelta(hours=24)
     """Time after which a stage without enough evidence is rolled back."""
     approval: bool = False
     """Wait for `loomos rollouts approve` before leaving it."""
@@ -94,9 +108,9 @@ class Guardrail(Document):
     event: Literal["error", "latency", "empty", "looping", "detector", "thumbs_down", "custom"]
     """`latency`: slower than the control's 95th percentile, as frozen before the first stage that
     people see. `custom`: an event that clients report with their feedback."""
-    name: str = ""
+    name: Annotated[str, Field(max_length=63), WRITABLE] = ""
     """For `detector`, which one; for `custom`, the name of the event."""
-    margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    margin: Margin = 0.02
     """How much higher a rate is still acceptable at promotion, absolute."""
 
     @property
@@ -136,13 +150,13 @@ class RolloutPlan(Document):
     """From the first to the last before all traffic; shares never shrink."""
     guardrails: Annotated[list[Guardrail], Field(min_length=1, max_length=20)] = DEFAULT_GUARDRAILS
     """What is watched."""
-    alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    alpha: ErrorChance = 0.05
     """Chance that a canary as good as its control is rolled back, over all guardrails and looks."""
-    bake: Duration = timedelta(minutes=10)
+    bake: Span = timedelta(minutes=10)
     """Time at all traffic, the old version still loaded, before the alias moves."""
-    lease: Duration = timedelta(seconds=15)
+    lease: Timeout = timedelta(seconds=15)
     """Time after which servers go back to stable by themselves if nobody renews."""
-    hold: Duration = timedelta(minutes=5)
+    hold: Timeout = timedelta(minutes=5)
     """Time without any outcome after which the canary is rolled back."""
     require_verification: bool = True
     """Start only if Prism passed exactly these weights."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -13,9 +13,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from loomos.errors import FieldError, InvalidManifest
+from loomos.limits import DEEPEST, plain_json, printable, shown
 from loomos.manifest._spec import TrainingJob
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
+LONGEST_PATH = 200
+"""Characters of a field's path in an error."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -42,16 +45,18 @@ for _tag, _pattern, _first in (
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    seen: set[str] = set()
     for key in keys:
         if not isinstance(key, str):
             raise InvalidManifest(
-                [FieldError(path=str(key), message="keys are text; put it in quotes")]
+                [FieldError(path=shown(key), message="keys are text; put it in quotes")]
             )
-        if keys.count(key) > 1:
+        if key in seen:
             line = node.start_mark.line + 1
             raise InvalidManifest(
-                [FieldError(path=key, message=f"given twice in the mapping at line {line}")]
+                [FieldError(path=shown(key), message=f"given twice in the mapping at line {line}")]
             )
+        seen.add(key)
     return loader.construct_mapping(node, deep=True)  # type: ignore[return-value]
 
 
@@ -64,7 +69,7 @@ def read_mapping(text: str, source: str = "manifest") -> dict[str, Any]:
     Raises:
         InvalidManifest: it does not parse, is too large, or is no mapping.
     """
-    if len(text.encode()) > MAX_DOCUMENT_BYTES:
+    if len(text) > MAX_DOCUMENT_BYTES or len(printable(text).encode()) > MAX_DOCUMENT_BYTES:
         raise InvalidManifest([FieldError(path="$", message="larger than 1 MiB")], source)
     try:
         document = yaml.load(text, Loader=_Loader)
@@ -75,14 +80,38 @@ def read_mapping(text: str, source: str = "manifest") -> dict[str, Any]:
         raise InvalidManifest(
             [FieldError(path="$", message=f"not YAML or JSON{where}: {problem}")], source
         ) from None
-    except (RecursionError, ValueError) as error:
-        raise InvalidManifest([FieldError(path="$", message=f"{error}")], source) from None
+    except RecursionError:
+        raise InvalidManifest(
+            [
+                FieldError(
+                    path="$", message=f"is nested deeper than {DEEPEST} levels; make it flatter"
+                )
+            ],
+            source,
+        ) from None
+    except ValueError as error:
+        raise InvalidManifest(
+            [FieldError(path="$", message=printable(f"not YAML or JSON: {error}"))], source
+        ) from None
     if not isinstance(document, dict):
         raise InvalidManifest(
             [FieldError(path="$", message="a manifest is a mapping that starts with apiVersion")],
             source,
         )
-    return document
+    return plain(document, source)
+
+
+def plain(document: Mapping[str, Any], source: str = "manifest") -> dict[str, Any]:
+    """A copy of a document, of nothing but what JSON has and within the bounds of all documents.
+
+    Raises:
+        InvalidManifest: with the path of everything that is not.
+    """
+    try:
+        found: dict[str, Any] = plain_json(dict(document))
+    except ValidationError as error:
+        raise InvalidManifest(field_errors(error.errors(), BaseModel), source) from None
+    return found
 
 
 def validate(document: dict[str, Any], source: str = "manifest") -> TrainingJob:
@@ -135,7 +164,10 @@ def field_errors(items: Iterable[Any], model: type[BaseModel]) -> list[FieldErro
             found[path] += f"; or {message}"
         else:
             found.setdefault(path, message)
-    return [FieldError(path=path, message=message) for path, message in found.items()]
+    return [
+        FieldError(path=shown(path, LONGEST_PATH), message=printable(message))
+        for path, message in found.items()
+    ]
 
 
 def _is_union_tag(part: int | str) -> bool:
@@ -158,13 +190,27 @@ def _message(item: Any, model: type[BaseModel]) -> str:
         return "required; add it"
     if kind == "value_error":
         return str(item["ctx"]["error"])
+    if kind == "not_json":
+        return str(item["ctx"]["why"])
+    if kind == "string_unicode":
+        return "has half a character, which cannot be stored; write the whole one"
     if kind == "string_pattern_mismatch":
-        return f"{given!r} does not match {item['ctx']['pattern']}"
+        return f"{shown(given)!r} does not match {item['ctx']['pattern']}"
     text = str(item["msg"])
     text = text[0].lower() + text[1:]
     if kind.startswith(("model_", "dict_")):
         return "should be a mapping"
-    return f"{text}, not {json.dumps(given, default=str)[:80]}"
+    return f"{text}, not {_given(given)}"
+
+
+def _given(value: Any) -> str:
+    """What was written, in short."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return shown(value)
+    try:
+        return json.dumps(value, default=str)[:80]
+    except (ValueError, RecursionError):  # a giant number inside, or no end to it
+        return f"this {type(value).__name__}"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
@@ -192,6 +238,6 @@ def read_scalar(text: str) -> Any:
     """A value as a manifest would read it: `5e-5` is a number, `true` a truth, the rest text."""
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     return value if isinstance(value, bool | int | float) else text

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from loomos.limits import check_travels, parts_of
 
 
 class Document(BaseModel):
-    """Base of everything a person writes: strict, closed, immutable, documented."""
+    """Base of everything a person writes: strict, finite, closed, immutable, documented."""
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
+
+
+class WholeDocument(Document):
+    """Base of the documents themselves: what is accepted reads back as it is, wherever it goes."""
+
+    @model_validator(mode="after")
+    def _travels(self) -> Self:
+        for name, part in parts_of(self):
+            check_travels(part, name)
+        return self
 
 
 Name = Annotated[

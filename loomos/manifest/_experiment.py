@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -9,16 +10,42 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from loomos.errors import InvalidManifest
+from loomos.limits import (
+    LARGEST_INTEGER,
+    MOST_STEPS,
+    WRITABLE,
+    Coefficient,
+    Count,
+    JsonMap,
+    Positive,
+    Real,
+    Span,
+    Steps,
+    Timeout,
+    Within,
+    Words,
+)
 from loomos.manifest._document import validate_as
-from loomos.manifest._document_model import Document, Metadata
+from loomos.manifest._document_model import Document, Metadata, WholeDocument
 from loomos.manifest._expressions import names_in
 from loomos.manifest._local_path import TemplateOf
 from loomos.manifest._spec import TrainingSpec
 from loomos.manifest._template import placeholders, substitute
-from loomos.quantities import Duration
 
 Scalar = bool | int | float | str
 """A value of a parameter."""
+
+Bound = Annotated[float, Within(-1e15, 1e15, "beyond that, neighbouring values are the same")]
+"""An end of a parameter's range."""
+Choice = (
+    bool
+    | Annotated[
+        int, Within(-LARGEST_INTEGER, LARGEST_INTEGER, "JSON cannot say a larger one exactly")
+    ]
+    | Bound
+    | Annotated[str, Field(max_length=1024), WRITABLE]
+)
+"""A value of a parameter, as a document may name it."""
 
 ParameterName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_]\w*$")]
 
@@ -29,6 +56,7 @@ MOST_TRIALS = 2000
 """Most trials of an experiment; all of them travel from run to run of its workflow."""
 
 MOST_REPORTS_IN_ALL = 40_000
+MOST_BYTES_OF_POINTS = 1_000_000
 
 
 class Parameter(Document):
@@ -36,15 +64,18 @@ class Parameter(Document):
 
     type: Literal["uniform", "log_uniform", "int_uniform", "int_log_uniform", "choice"]
     """How values are spread: evenly or evenly in their logarithm, real or whole, or some values."""
-    min: float | None = None
+    min: Bound | None = None
     """Least value."""
-    max: float | None = None
+    max: Bound | None = None
     """Greatest value, included."""
-    step: Annotated[float, Field(gt=0)] | None = None
+    step: Positive | None = None
     """Distance between values of `uniform` and `int_uniform`."""
-    values: Annotated[list[Scalar], Field(min_length=1, max_length=1000)] | None = None
+    values: Annotated[list[Choice], Field(min_length=1, max_length=1000)] | None = None
     """Values of `choice`."""
-    when: dict[ParameterName, Scalar | list[Scalar]] = {}
+    when: Annotated[
+        dict[ParameterName, Choice | Annotated[list[Choice], Field(max_length=1000)]],
+        Field(max_length=200),
+    ] = {}
     """Only where earlier parameters have these values, such as `{optimizer: [adamw, lion]}`."""
 
     @model_validator(mode="after")
@@ -108,9 +139,9 @@ class Limit(Document):
 
     metric: ParameterName
     """Which of its metrics."""
-    min: float | None = None
+    min: Real | None = None
     """Least value."""
-    max: float | None = None
+    max: Real | None = None
     """Greatest value."""
 
     @model_validator(mode="after")
@@ -123,12 +154,12 @@ class Limit(Document):
 class Objective(Document):
     """What a trial does: call a function, or train."""
 
-    function: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    function: Words | None = None
     """`package.module:name`, importable where trials run, or a name that a package offers by the
     entry point group `loomos.objectives`. Called with a `loomos.weaver.Trial`."""
-    arguments: dict[str, Any] = {}
+    arguments: JsonMap = {}
     """For the function, as `trial.arguments`."""
-    training: Annotated[dict[str, Any] | None, TemplateOf("TrainingSpec")] = None
+    training: Annotated[JsonMap | None, TemplateOf("TrainingSpec")] = None
     """The spec of a TrainingJob, with `{{ name }}` where a parameter goes."""
     own_page: bool = False
     """Run each training as a job of its own: with leases, several nodes, a published model."""
@@ -150,9 +181,9 @@ class Sampler(Document):
     name: Literal["tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid"] = "tpe"
     """`tpe` (Bergstra et al. 2011), `gp` (Gaussian process), `cmaes` (Hansen), `nsga2` (Deb et
     al. 2002), `qmc` (Sobol), `random`, `grid`."""
-    startup_trials: Annotated[int, Field(ge=0)] | None = None
+    startup_trials: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """Random trials before `tpe`, `gp` and `cmaes` begin to learn. Default: Optuna's."""
-    population_size: Annotated[int, Field(ge=2)] | None = None
+    population_size: Annotated[int, Field(ge=2, le=10_000)] | None = None
     """Of `nsga2` and `cmaes`. Default: Optuna's."""
 
     @model_validator(mode="before")
@@ -172,19 +203,19 @@ class Pruner(Document):
     name: Literal["none", "asha", "hyperband", "median", "percentile"] = "none"
     """`asha` (Li et al. 2018, arXiv:1810.05934), `hyperband` (several brackets of it), `median`
     and `percentile` (of earlier trials at the same step)."""
-    min_resource: Annotated[int, Field(ge=1)] = 1
+    min_resource: Steps = 1
     """`asha`, `hyperband`: the step of the first rung."""
-    max_resource: Annotated[int, Field(ge=1)] | None = None
+    max_resource: Steps | None = None
     """`hyperband`: the last step of a whole trial."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 4
+    reduction_factor: Annotated[int, Field(ge=2, le=1000)] = 4
     """`asha`, `hyperband`: one in so many goes on at each rung."""
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 50.0
+    percentile: Annotated[float, Field(ge=0.001, le=99.999)] = 50.0
     """`percentile`: the share, in percent, that goes on."""
-    startup_trials: Annotated[int, Field(ge=0)] = 5
+    startup_trials: Annotated[int, Field(ge=0, le=100_000)] = 5
     """`median`, `percentile`: whole trials before any is pruned."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Count = 0
     """`median`, `percentile`: steps of a trial before it may be pruned."""
-    interval_steps: Annotated[int, Field(ge=1)] = 1
+    interval_steps: Steps = 1
     """`median`, `percentile`: steps between looks."""
 
     @model_validator(mode="before")
@@ -213,9 +244,9 @@ class Population(Document):
     generations: Annotated[int, Field(ge=1, le=1000)]
     """Rounds. A trial is one member in one round. A training's `max_steps` is the length of one
     round: in round g it trains on to g times as many."""
-    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    quantile: Annotated[float, Field(ge=0.001, le=0.5)] = 0.25
     """Share of the members that is replaced by the best of the same share."""
-    factors: Annotated[list[float], Field(min_length=1)] = [0.8, 1.2]
+    factors: Annotated[list[Real], Field(min_length=1, max_length=100)] = [0.8, 1.2]
     """A taken-over number is multiplied by one of these; a choice moves to a neighbour."""
     resample: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Chance that a taken-over parameter is drawn anew instead."""
@@ -224,20 +255,20 @@ class Population(Document):
 class Stop(Document):
     """When enough is known."""
 
-    patience: Annotated[int, Field(ge=1)] | None = None
+    patience: Steps | None = None
     """Trials in a row, by number, that do not better the best."""
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    min_delta: Coefficient = 0.0
     """Least change that counts as better."""
-    target: float | None = None
+    target: Real | None = None
     """A value that is good enough."""
 
 
 class Budget(Document):
     """What an experiment may use."""
 
-    max_duration: Duration | None = None
+    max_duration: Span | None = None
     """Time after which no trial starts."""
-    max_cost: Annotated[float, Field(gt=0)] | None = None
+    max_cost: Positive | None = None
     """Cost of trials after which none starts, by the nodes' `cost_per_hour`."""
 
 
@@ -248,7 +279,9 @@ class ExperimentSpec(Document):
     """What a trial does."""
     parameters: Annotated[dict[ParameterName, Parameter], Field(min_length=1, max_length=200)]
     """The space, in the order in which values are chosen."""
-    constraints: Annotated[list[str], Field(max_length=50)] = []
+    constraints: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=500), WRITABLE]], Field(max_length=50)
+    ] = []
     """Conditions over parameters, such as `batch_size * 4 <= 256`; what breaks one is not tried."""
     metrics: Annotated[list[Metric], Field(max_length=10)] = []
     """What trials are judged by; several make a Pareto front. Default: `validation_loss` of a
@@ -275,11 +308,11 @@ class ExperimentSpec(Document):
     """When enough is known."""
     retries: Annotated[int, Field(ge=0, le=100)] = 1
     """Times a trial that fails is tried again. Lost workers do not count."""
-    trial_timeout: Duration = timedelta(hours=24)
+    trial_timeout: Timeout = timedelta(hours=24)
     """Time that one attempt at a trial may take."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of all choices: the same seed and results give the same suggestions."""
-    warm_start: Annotated[list[str], Field(max_length=20)] = []
+    warm_start: Annotated[list[Words], Field(max_length=20)] = []
     """Ids of experiments whose trials are known from the start, where they fit the space."""
     priority: Annotated[int, Field(ge=1, le=5)] = 3
     """1 is served first, 5 last."""
@@ -335,7 +368,21 @@ class ExperimentSpec(Document):
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             raise ValueError("metrics has a name twice")
+        if self._longest_point * self.most_trials > MOST_BYTES_OF_POINTS:
+            raise ValueError(
+                f"trials: {self.most_trials} points of this space may have more than "
+                f"{MOST_BYTES_OF_POINTS:,} bytes, and all of them travel together; make trials "
+                "fewer, or names and values shorter"
+            )
         return self
+
+    @property
+    def _longest_point(self) -> int:
+        """Bytes, as JSON, of a trial's parameters."""
+        return sum(
+            len(name) + 6 + max((len(json.dumps(v)) for v in parameter.values or ()), default=24)
+            for name, parameter in self.parameters.items()
+        )
 
     @model_validator(mode="after")
     def _training_is_whole(self) -> ExperimentSpec:
@@ -387,6 +434,11 @@ class ExperimentSpec(Document):
                     "objective.training: a population needs model.fine_tuning_config.max_steps, "
                     "the length of a round"
                 )
+            if model.fine_tuning_config.max_steps * self.population.generations > MOST_STEPS:
+                raise ValueError(
+                    f"population.generations: its last round would go on to more than "
+                    f"{MOST_STEPS:,} steps; make max_steps smaller"
+                )
 
     def training_spec(self, params: dict[str, Scalar]) -> TrainingSpec:
         """The training with parameters in their places; those without a value leave no key.
@@ -435,7 +487,7 @@ def _without_open(document: Any) -> Any:
     return document
 
 
-class Experiment(Document):
+class Experiment(WholeDocument):
     """The document: `kind: Experiment`."""
 
     apiVersion: Literal["loomos.ai/v1"]

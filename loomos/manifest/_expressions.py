@@ -13,13 +13,26 @@ from typing import Any
 
 LONGEST = 500
 
+
+def _of_numbers(compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Arithmetic of numbers alone: `"x" * 10**9` and `"%999999999d" % 1` would eat the memory."""
+
+    def checked(left: Any, right: Any) -> Any:
+        for value in (left, right):
+            if not isinstance(value, int | float):
+                raise TypeError(f"{value!r} is no number")
+        return compute(left, right)
+
+    return checked
+
+
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
+    ast.Add: _of_numbers(operator.add),
+    ast.Sub: _of_numbers(operator.sub),
+    ast.Mult: _of_numbers(operator.mul),
+    ast.Div: _of_numbers(operator.truediv),
+    ast.FloorDiv: _of_numbers(operator.floordiv),
+    ast.Mod: _of_numbers(operator.mod),
 }
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt,
@@ -40,7 +53,10 @@ def names_in(expression: str) -> set[str]:
         ValueError: it is no condition, or has something that is not allowed.
     """
     tree = _parse(expression)
-    _check(tree, expression)
+    try:
+        _check(tree, expression)
+    except RecursionError:
+        raise ValueError(f"{expression!r} is nested too deep; write it flatter") from None
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
@@ -54,7 +70,7 @@ def holds(expression: str, values: Mapping[str, Any]) -> bool:
         return True
     try:
         return bool(_value(_parse(expression), values))
-    except (TypeError, ArithmeticError) as error:
+    except (TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{expression!r} cannot be computed: {error}") from None
 
 
@@ -63,7 +79,7 @@ def _parse(expression: str) -> ast.expr:
         raise ValueError(f"longer than {LONGEST} characters")
     try:
         return ast.parse(expression.strip(), mode="eval").body
-    except (SyntaxError, RecursionError):
+    except (SyntaxError, RecursionError, MemoryError):
         raise ValueError(
             f"{expression!r} is no condition; write for example batch_size * 4 <= 256"
         ) from None

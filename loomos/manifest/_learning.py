@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from loomos.limits import Batch, Coefficient, JsonMap, Positive, Real, Steps, Where, Width
 from loomos.manifest._document_model import Document
 
 
@@ -30,10 +31,10 @@ DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 class EnvironmentChoice(Document):
     """Where a policy acts."""
 
-    name: Annotated[str, Field(min_length=1, max_length=256)]
+    name: Where
     """A family of LoomOS (`math`, `game`, `tool_call`, `code`, `language`, `multimodal`) or an id
     that Gymnasium knows, such as `CartPole-v1` or `module:Name-v0`."""
-    config: dict[str, Any] = {}
+    config: JsonMap = {}
     """Settings of the environment, such as `difficulty`."""
 
     @model_validator(mode="before")
@@ -48,7 +49,7 @@ class DPOConfig(Document):
     Pairs per step, learning rate and length are the model's `fine_tuning_config`.
     """
 
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: Positive = 0.1
     """How far the policy may move from the model it starts as; small is far."""
     loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """Which loss."""
@@ -62,9 +63,9 @@ class Completions(Document):
     max_turns: Annotated[int, Field(ge=1, le=1000)] = 8
     """Replies that a conversation may have, in environments that answer; it also ends where the
     next reply might not fit into `sequence_length`."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     """Of sampling; also divides logits in the loss."""
-    beta: Annotated[float, Field(ge=0)] = 0.0
+    beta: Coefficient = 0.0
     """Weight of the divergence from the model it starts as; 0 needs no second model."""
     chat: bool = True
     """Put prompts as a user's message in the tokenizer's chat template."""
@@ -76,9 +77,9 @@ class LanguagePPOConfig(Completions):
     Conversations per step, learning rate and steps are the model's `fine_tuning_config`.
     """
 
-    beta: Annotated[float, Field(ge=0)] = 0.05
+    beta: Coefficient = 0.05
     """Cost of each token's divergence from the model it starts as; 0 needs no second model."""
-    minibatch_size: Annotated[int, Field(ge=1)] | None = None
+    minibatch_size: Batch | None = None
     """Conversations per optimizer step, over all ranks. Default: all of a batch."""
     n_epochs: Annotated[int, Field(ge=1, le=100)] = 4
     """Times that a batch is gone through."""
@@ -86,11 +87,11 @@ class LanguagePPOConfig(Completions):
     """Discount of a token."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     """How far advantages look ahead."""
-    clip_epsilon: Annotated[float, Field(gt=0)] = 0.2
+    clip_epsilon: Positive = 0.2
     """The ratio of new to old probability counts this close to 1."""
-    clip_value: Annotated[float, Field(gt=0)] | None = 0.2
+    clip_value: Positive | None = 0.2
     """The value counts this close to its old one."""
-    value_loss_coef: Annotated[float, Field(ge=0)] = 0.1
+    value_loss_coef: Coefficient = 0.1
     """Weight of the value loss."""
     value_learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
     """Of the value head, by Adam."""
@@ -109,9 +110,9 @@ class GRPOConfig(Completions):
     """Completions to each prompt."""
     iterations: Annotated[int, Field(ge=1, le=100)] = 1
     """Updates on the same completions."""
-    clip_epsilon: Annotated[float, Field(gt=0)] = 0.2
+    clip_epsilon: Positive = 0.2
     """A ratio counts from 1 minus this."""
-    clip_epsilon_high: Annotated[float, Field(gt=0)] | None = None
+    clip_epsilon_high: Positive | None = None
     """To 1 plus this. Default: the same."""
     bias_corrected_kl: bool = False
     """Multiply the divergence by the ratio."""
@@ -129,15 +130,15 @@ class PPOConfig(Document):
     Defaults are those of Stable-Baselines3, as far as it has them.
     """
 
-    total_timesteps: Annotated[int, Field(ge=1)] = 100_000
+    total_timesteps: Steps = 100_000
     """Steps in all environments together; the run ends with the batch that reaches them."""
     n_environments: Annotated[int, Field(ge=1, le=100_000)] = 8
     """Copies of the environment that are stepped together, over all ranks."""
-    batch_size: Annotated[int, Field(ge=1)] = 2048
+    batch_size: Batch = 2048
     """Steps, in all copies together, between updates of the policy."""
-    minibatch_size: Annotated[int, Field(ge=1)] = 64
+    minibatch_size: Batch = 64
     """Of these, as many per optimizer step; a smaller batch is one minibatch."""
-    n_epochs: Annotated[int, Field(ge=1)] = 10
+    n_epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Times that a batch is gone through."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-4
     """Of Adam."""
@@ -147,19 +148,19 @@ class PPOConfig(Document):
     """Discount of a step."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     """How far advantages look ahead."""
-    clip_epsilon: Annotated[float, Field(gt=0)] = 0.2
+    clip_epsilon: Positive = 0.2
     """The ratio of new to old probability counts this close to 1."""
     anneal_clip: bool = False
     """Whether the clip falls linearly to zero."""
-    clip_value: Annotated[float, Field(gt=0)] | None = None
+    clip_value: Positive | None = None
     """The value counts this close to its old one."""
-    value_loss_coef: Annotated[float, Field(ge=0)] = 0.5
+    value_loss_coef: Coefficient = 0.5
     """Weight of the value loss."""
-    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    entropy_coef: Coefficient = 0.0
     """Weight of the entropy."""
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 0.5
+    max_grad_norm: Positive | None = 0.5
     """Clip the global gradient norm to this."""
-    target_kl: Annotated[float, Field(gt=0)] | None = None
+    target_kl: Positive | None = None
     """End an update when the policy has moved 1.5 times this far."""
     normalize_advantage: bool = True
     """Advantages of a minibatch get mean 0 and deviation 1."""
@@ -167,15 +168,15 @@ class PPOConfig(Document):
     """Observations get mean 0 and deviation 1, as seen so far."""
     normalize_rewards: bool = False
     """Rewards are divided by the deviation of the discounted return, as seen so far."""
-    hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=8)] = [64, 64]
+    hidden_sizes: Annotated[list[Width], Field(max_length=8)] = [64, 64]
     """Widths of the layers of policy and value, each its own."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Between the layers."""
-    log_std_init: float = 0.0
+    log_std_init: Annotated[float, Field(ge=-20, le=20)] = 0.0
     """Of a continuous policy, the logarithm of its first standard deviation."""
-    evaluate_every: Annotated[int, Field(ge=1)] | None = None
+    evaluate_every: Steps | None = None
     """Updates between evaluations of the policy's best action. Default: a tenth of the run."""
-    evaluate_episodes: Annotated[int, Field(ge=0)] = 10
+    evaluate_episodes: Annotated[int, Field(ge=0, le=1_000_000)] = 10
     """Episodes in one evaluation; 0 for none."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, actions and environments."""
@@ -235,37 +236,37 @@ class WeaveConfig(PPOConfig):
         list[Annotated[ExplorationStrategy, Field(strict=False)]], Field(max_length=8)
     ] = [ExplorationStrategy.UCB_EXPLORATION]
     """What drives exploration; head number n belongs to strategy number n."""
-    bonus_weight: Annotated[float, Field(ge=0)] = 1.0
+    bonus_weight: Coefficient = 1.0
     """Weight of each bonus beside the reward; falls linearly to zero."""
     bonus_until: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of the run after which bonuses are over."""
     bonus_gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
     """Discount of bonuses, whose returns go on beyond episodes."""
-    entropy_weight: Annotated[float, Field(ge=0)] = 0.01
+    entropy_weight: Coefficient = 0.01
     """Weight of the entropy, where `entropy_based` is among the strategies."""
-    balance_weight: Annotated[float, Field(ge=0)] = 0.01
+    balance_weight: Coefficient = 0.01
     """Weight of the gate's mean entropy, which keeps heads from dying out."""
     reward_threads: Annotated[
         list[Annotated[RewardThread, Field(strict=False)]], Field(min_length=1, max_length=8)
     ] = [RewardThread.TASK_COMPLETION]
     """What the environment rewards, in the order in which it gives rewards."""
-    thread_weights: list[Annotated[float, Field(ge=0)]] | None = None
+    thread_weights: Annotated[list[Coefficient], Field(max_length=8)] | None = None
     """Weights of the threads, which are scaled to a sum of 1. Default: equal."""
     scalarization: Literal["linear", "chebyshev", "lagrangian", "utility"] = "linear"
     """How threads make one advantage: a weighted sum; weight on what is farthest from the best
     return seen; the first thread under the constraint that the others reach `thresholds`; or the
     utility of each episode's returns, the nearer to `ideal` in its worst thread the better."""
-    thresholds: list[float] = []
+    thresholds: Annotated[list[Real], Field(max_length=8)] = []
     """For `lagrangian`, the least return of each thread but the first."""
-    ideal: list[float] = []
+    ideal: Annotated[list[Real], Field(max_length=8)] = []
     """For `utility`, the best return of each thread."""
-    worst: list[float] = []
+    worst: Annotated[list[Real], Field(max_length=8)] = []
     """For `utility`, the worst return of each thread that matters."""
-    dual_learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    dual_learning_rate: Positive = 0.05
     """For `lagrangian`, of the multipliers."""
-    trust_temperature: Annotated[float, Field(ge=0)] = 1.0
+    trust_temperature: Coefficient = 1.0
     """How much less a critic counts whose errors are larger."""
-    caution: Annotated[float, Field(ge=0)] = 0.0
+    caution: Coefficient = 0.0
     """The baseline is the ensemble's mean less this many of its standard deviations."""
 
     @model_validator(mode="after")

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from loomos.limits import (
+    WRITABLE,
+    Batch,
+    Coefficient,
+    Count,
+    JsonMap,
+    Positive,
+    Steps,
+    Where,
+    Words,
+)
 from loomos.manifest._document_model import Document, Name
 from loomos.manifest._local_path import UPLOAD, UPLOAD_SCHEME, LocalPath
 
@@ -23,9 +34,7 @@ def _is_dataset_uri(uri: str) -> str:
     return uri
 
 
-DataUri = Annotated[
-    str, Field(min_length=1, max_length=1024), AfterValidator(_is_dataset_uri), LocalPath("data")
-]
+DataUri = Annotated[Where, AfterValidator(_is_dataset_uri), LocalPath("data")]
 
 
 UNSERVABLE_TYPES = frozenset(
@@ -48,11 +57,13 @@ class LoRA(Document):
 
     r: Annotated[int, Field(ge=1, le=1024)] = 8
     """Rank of the update matrices."""
-    alpha: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     """Scale; the update is multiplied by alpha/r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the low-rank path."""
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    target_modules: (
+        Annotated[list[Words], Field(min_length=1, max_length=1000)] | Literal["all-linear"]
+    ) = "all-linear"
     """Names of the linear layers that get an adapter."""
 
 
@@ -67,25 +78,25 @@ class FineTuning(Document):
     """Peak learning rate of AdamW."""
     num_epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Passes over the training documents; give this or `max_steps`."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Steps | None = None
     """Optimizer steps; where both are given the run ends at the earlier."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     """Sequences per optimizer step over all ranks. It fixes the data order, whatever the ranks."""
-    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    micro_batch_size: Batch | None = None
     """Sequences per forward pass of a rank; gradients accumulate over the rest. Default: all."""
     sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = 512
     """Tokens per packed sequence."""
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Count = 0
     """Steps over which the learning rate rises linearly from zero."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Coefficient = 0.0
     """Decoupled weight decay of AdamW."""
     betas: Annotated[
         list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
     ] = [0.9, 0.999]
     """Momentum coefficients of AdamW."""
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    max_grad_norm: Positive | None = 1.0
     """Clip the global gradient norm to this; null for no clipping."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes in bfloat16 over fp32 master weights."""
@@ -93,25 +104,27 @@ class FineTuning(Document):
     """Compile the model with torch.compile."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of initial weights, data order and dropout."""
-    evaluate_every: Annotated[int, Field(ge=1)] | None = None
+    evaluate_every: Steps | None = None
     """Steps between evaluations. Default: a tenth of the run."""
-    evaluate_sequences: Annotated[int, Field(ge=1)] = 64
+    evaluate_sequences: Batch = 64
     """Packed sequences in one evaluation, over all ranks."""
 
 
 class Model(Document):
     """What to start from and what to call the result."""
 
-    base_model: Annotated[str, Field(min_length=1, max_length=1024), LocalPath("model")]
+    base_model: Annotated[Where, LocalPath("model")]
     """A local folder, `s3://bucket/prefix`, a Hugging Face hub id, `model:NAME` for a published
     version, or `init:TYPE` for random weights of a transformers model type such as `init:llama`."""
-    config: dict[str, Any] = {}
+    config: JsonMap = {}
     """For `init:`, fields of the transformers config, such as `hidden_size`."""
     tokenizer: Annotated[
         str,
         Field(
-            pattern=r"^(byte|bpe:[0-9]+|base|/.+|\.\.?/.+|upload:[0-9a-f]{64}|s3://.+|[\w.-]+/[\w.-]+)$"
+            max_length=1024,
+            pattern=r"^(byte|bpe:[0-9]{1,7}|base|/.+|\.\.?/.+|upload:[0-9a-f]{64}|s3://.+|[\w.-]+/[\w.-]+)$",
         ),
+        WRITABLE,
         LocalPath("model"),
     ] = "base"
     """`base` (that of the base model), `byte` (one token a byte, built in), `bpe:SIZE` (trained on
@@ -154,11 +167,11 @@ class Data(Document):
     format: Literal["auto", "text", "chat", "prompt_completion", "preference"] = "auto"
     """Shape of a record: `text`, `messages`, `prompt` and `completion` (loss on the latter), or,
     for `dpo`, `prompt`, `chosen` and `rejected`."""
-    text_field: Annotated[str, Field(min_length=1)] = "text"
+    text_field: Words = "text"
     """Field that holds the text in JSONL and Parquet records."""
-    include: Annotated[list[str], Field(min_length=1)] | None = None
+    include: Annotated[list[Where], Field(min_length=1, max_length=1000)] | None = None
     """Globs of file names to take from a folder, such as `*.py`. Default: every known suffix."""
-    exclude: list[str] = []
+    exclude: Annotated[list[Where], Field(max_length=1000)] = []
     """Globs of file names to leave out, such as `test/*`."""
     preprocessing: Literal["standard_tokenization"] = "standard_tokenization"
     """Tokenise, join with end-of-text, cut into `sequence_length` pieces."""

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from loomos.limits import Gibibytes, Positive, Size, Text, Word, Words
 from loomos.manifest._document_model import Document
-from loomos.quantities import Quantity
 
 
 class NodeRange(Document):
@@ -34,28 +34,28 @@ class Resources(Document):
     """Processes per node. Default: `gpu_count`, or 1."""
     gpu_count: Annotated[int, Field(ge=0, le=64)] | None = None
     """GPUs of each node; 0 for none. Default: all of a node that has any, shared with nobody."""
-    gpu_type: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    gpu_type: Word | None = None
     """Substring of the GPU's name, such as A100."""
     cpu: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Cores each node must have; ranks share them as torch threads. Default: one thread a rank."""
-    memory: Quantity | None = None
+    memory: Size | None = None
     """Memory each node must have, such as 128Gi."""
-    memory_gb: Annotated[int, Field(ge=1)] | None = None
+    memory_gb: Gibibytes | None = None
     """The same in GiB."""
-    storage: Quantity | None = None
+    storage: Size | None = None
     """Free disk each node must have, such as 500Gi."""
-    storage_gb: Annotated[int, Field(ge=1)] | None = None
+    storage_gb: Gibibytes | None = None
     """The same in GiB."""
 
-    node_type: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    node_type: Word | None = None
     """Only nodes of this type, as their workers are configured."""
-    region: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    region: Word | None = None
     """Only nodes of this region."""
-    node_labels: dict[str, str] = {}
+    node_labels: Annotated[dict[Words, Text], Field(max_length=64)] = {}
     """Only nodes with these labels."""
-    min_bandwidth_gbps: Annotated[float, Field(gt=0)] | None = None
+    min_bandwidth_gbps: Positive | None = None
     """Only nodes with at least this bandwidth, in Gbit/s, by their configuration."""
-    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    max_latency_ms: Positive | None = None
     """Only nodes with at most this latency to others, in ms, by their configuration."""
 
     @model_validator(mode="after")

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from loomos.limits import WRITABLE, Coefficient, PlannedMoment, Span, Steps, Timeout, Words
 from loomos.manifest._delivery import RolloutPlan, Verification
-from loomos.manifest._document_model import Document, Metadata
+from loomos.manifest._document_model import Document, Metadata, WholeDocument
 from loomos.manifest._learning import (
     Completions,
     DPOConfig,
@@ -25,7 +26,6 @@ from loomos.manifest._learning import (
 )
 from loomos.manifest._model import Data, FineTuning, Model
 from loomos.manifest._resources import Resources
-from loomos.quantities import Duration, Moment
 
 
 class Strategy(Document):
@@ -40,9 +40,9 @@ class EarlyStopping(Document):
 
     metric: Literal["validation_loss"] = "validation_loss"
     """Metric to watch; lower is better."""
-    patience: Annotated[int, Field(ge=1)] = 5
+    patience: Steps = 5
     """Evaluations without improvement before the run ends."""
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    min_delta: Coefficient = 0.0
     """Smallest fall that counts as improvement."""
 
 
@@ -51,26 +51,26 @@ class Retries(Document):
 
     max_attempts: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Failures in a row without a new checkpoint before the run fails. Lost nodes count too."""
-    backoff: Duration = timedelta(seconds=1)
+    backoff: Span = timedelta(seconds=1)
     """Wait before the second failure's attempt; doubles up to a minute. The first is at once."""
 
 
 class Runtime(Document):
     """Limits in time, and what happens on the way."""
 
-    max_duration: Duration | None = None
+    max_duration: Timeout | None = None
     """Time with nodes after which the run checkpoints and ends as failed."""
-    estimated_duration: Duration | None = None
+    estimated_duration: Span | None = None
     """How long it should take with nodes; with it a run may fill gaps that others wait around.
     Default: `max_duration`."""
-    deadline: Moment | None = None
+    deadline: PlannedMoment | None = None
     """When it must be done, such as 2027-01-31T18:00:00Z. Within a priority the earliest goes
     first; a submission that cannot meet its own is refused. Needs an estimated_duration."""
     preemptible: bool = True
     """Whether runs of higher priority may take its nodes; it checkpoints, and goes on later."""
-    checkpoint_interval: Duration = timedelta(minutes=10)
+    checkpoint_interval: Span = timedelta(minutes=10)
     """Time between checkpoints."""
-    checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_steps: Steps | None = None
     """Steps between checkpoints; whichever of the two comes first."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 2
     """Newest checkpoints to keep; the best by validation loss is kept besides."""
@@ -78,7 +78,7 @@ class Runtime(Document):
     """Stop early; needs validation data."""
     retries: Retries = Retries()
     """What failures may cost."""
-    stop_grace: Duration = timedelta(seconds=30)
+    stop_grace: Span = timedelta(seconds=30)
     """Time that ranks get for a last checkpoint when stopped."""
 
     @model_validator(mode="after")
@@ -96,7 +96,7 @@ class Runtime(Document):
 class Dependency(Document):
     """A job that must have ended before this one asks for nodes."""
 
-    job: Annotated[str, Field(min_length=1, max_length=128)]
+    job: Words
     """Its id."""
     on_failure: Literal["fail", "run"] = "fail"
     """If it fails or is cancelled: fail too, or run all the same."""
@@ -123,7 +123,7 @@ class TrainingSpec(Document):
     """What to train on."""
     environment: EnvironmentChoice | None = None
     """Where a policy learns to act."""
-    policy: Annotated[str, Field(pattern=r"^model:.+")] | None = None
+    policy: Annotated[str, Field(max_length=200, pattern=r"^model:.+"), WRITABLE] | None = None
     """For `ppo` and `weave`, the published policy that learning starts from, as
     `model:NAME@VERSION`. Default: a new one."""
     ppo: PPOConfig = PPOConfig()
@@ -302,7 +302,7 @@ class TrainingSpec(Document):
         return (self.model.output_name if self.model else None) or job
 
 
-class TrainingJob(Document):
+class TrainingJob(WholeDocument):
     """The document: `kind: TrainingJob`."""
 
     apiVersion: Literal["loomos.ai/v1"]

@@ -7,6 +7,7 @@ import itertools
 from datetime import datetime
 
 from loomos.jobs.cluster import Forecast, Lease, LeaseRequest, ReleaseRequest
+from loomos.limits import later
 from loomos.nexus.allocation import Allocation
 from loomos.nexus.usage import Waiting
 
@@ -41,7 +42,7 @@ def forecast(cluster: Allocation, request: LeaseRequest, now: datetime) -> Forec
         given, asked_back = future.decide(now)
         for lease in given:
             if lease.job_id == request.job_id:
-                ends_at = None if request.estimate is None else now + request.estimate
+                ends_at = None if request.estimate is None else later(now, request.estimate)
                 return Forecast(starts_at=now, ends_at=ends_at)
             heapq.heappush(ends, (lease.ends_by or now, next(order), lease))
         for lease, _ in asked_back:

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from loomos.jobs.cluster import Lease, NodeHistory, SchedulerConfig
+from loomos.limits import later
 from loomos.nexus.amounts import Amounts
 from loomos.nexus.ordering import in_order, is_starving
 from loomos.nexus.policies import WorkerStats, find_policy
@@ -274,7 +275,7 @@ class Round:
         if (
             reservation.starts_at is not None
             and estimate is not None
-            and self._now + estimate <= reservation.starts_at
+            and later(self._now, estimate) <= reservation.starts_at
         ):
             if not self._grant(waiting):
                 return False

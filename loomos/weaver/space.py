@@ -9,6 +9,12 @@ from loomos.jobs.experiments import Params
 from loomos.manifest import ExperimentSpec, Parameter, holds
 
 MOST_GRID_POINTS = 100_000
+MOST_GRID_LOOKS = 1_000_000
+"""Points of which it is seen whether they are allowed."""
+_TOO_MANY = (
+    f"spec.sampler: the grid has more than {MOST_GRID_POINTS} points; use fewer values or another "
+    "sampler"
+)
 
 
 def applies(parameter: Parameter, chosen: Mapping[str, object]) -> bool:
@@ -49,20 +55,17 @@ def grid(spec: ExperimentSpec) -> list[Params]:
         InvalidInput: there are too many.
     """
     points: list[Params] = []
-    for point in _points(spec, list(spec.parameters), {}):
-        points.append(point)
-        if len(points) > MOST_GRID_POINTS:
-            raise InvalidInput(
-                f"spec.sampler: the grid has more than {MOST_GRID_POINTS} points; use fewer values "
-                "or another sampler"
-            )
+    for looked_at, point in enumerate(_points(spec, list(spec.parameters), {})):
+        if allowed(spec, point):
+            points.append(point)
+        if len(points) > MOST_GRID_POINTS or looked_at > MOST_GRID_LOOKS:
+            raise InvalidInput(_TOO_MANY)
     return points
 
 
 def _points(spec: ExperimentSpec, names: list[str], chosen: Params) -> Iterator[Params]:
     if not names:
-        if allowed(spec, chosen):
-            yield dict(chosen)
+        yield dict(chosen)
         return
     name, *rest = names
     parameter = spec.parameters[name]
@@ -74,12 +77,18 @@ def _points(spec: ExperimentSpec, names: list[str], chosen: Params) -> Iterator[
 
 
 def values_of(parameter: Parameter) -> list[bool | int | float | str]:
-    """Every value of a parameter that has finitely many."""
+    """Every value of a parameter that has finitely many.
+
+    Raises:
+        InvalidInput: there are too many.
+    """
     if parameter.values is not None:
         return list(parameter.values)
     assert parameter.min is not None and parameter.max is not None
     step = parameter.step or 1.0
     count = int((parameter.max - parameter.min) / step + 1e-9) + 1
+    if count > MOST_GRID_POINTS:
+        raise InvalidInput(_TOO_MANY)
     reals = (parameter.min + step * i for i in range(count))
     return [round(value) if parameter.is_whole else value for value in reals]
 
