@@ -9,7 +9,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.failures import in_thread
+from activities.failures import final_when_repeated, in_thread
 from loomos.errors import Unavailable
 from loomos.jobs.cluster import LeaseAudit
 from loomos.jobs.states import JobState
@@ -58,7 +58,8 @@ class ControlActivities:
                 say(f"{len(lost)} inputs have gone; pinning again")
             raise Unavailable(f"{lost[0]} vanishes from the store as often as it is put there")
 
-        return await in_thread(work)
+        with final_when_repeated("model and data cannot be pinned"):
+            return await in_thread(work)
 
     @activity.defn
     async def open_attempt(self, request: OpenAttempt) -> AttemptPlan:

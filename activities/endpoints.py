@@ -150,8 +150,9 @@ class EndpointActivities:
         registry = Registry(store)
         if change.action == "register":
             lineage = {"uploaded": True}
-            manifest = registry.write(change.name, change.files, lineage)
-            self._sign(store, manifest)
+            manifest = registry.write(
+                change.name, change.files, lineage, lambda made: self._sign(store, made)
+            )
         else:
             manifest = registry.manifest(ModelRef(change.name, change.version))
         if change.action == "alias":

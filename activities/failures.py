@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from temporalio import activity
@@ -15,6 +16,7 @@ from temporalio.worker import (
 )
 
 from loomos.errors import LoomOSError
+from loomos.limits import printable
 
 T = TypeVar("T")
 
@@ -35,7 +37,7 @@ class _Inbound(ActivityInboundInterceptor):
             return await self.next.execute_activity(input)
         except LoomOSError as error:
             raise application_error(
-                type(error).__name__, str(error), retryable=error.retryable
+                type(error).__name__, printable(str(error)), retryable=error.retryable
             ) from error
 
 
@@ -50,6 +52,45 @@ def application_error(
     return ApplicationError(
         message[:LONGEST_MESSAGE], *details, type=kind, non_retryable=not retryable
     )
+
+
+_OF_THE_INPUT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What the same input raises again, as a rule; an outage raises other things."""
+TRIES = 5
+
+
+@contextmanager
+def final_when_repeated(what: str) -> Iterator[None]:
+    """Make an error that nobody foresaw final once it has come several times.
+
+    Tried for ever, it would only show as a job that does not get on.
+
+    Args:
+        what: what is being done, for the message.
+    """
+    try:
+        yield
+    except LoomOSError:
+        raise
+    except _OF_THE_INPUT as error:
+        if activity.info().attempt < TRIES:
+            raise
+        raise application_error(
+            "InvalidInput",
+            f"{what}: {type(error).__name__}: {printable(str(error))}; it was tried "
+            f"{activity.info().attempt} times",
+            retryable=False,
+        ) from error
 
 
 async def in_thread(

@@ -6,26 +6,31 @@ records nothing twice. The process that runs these does not sequence the ledger;
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 from temporalio import activity
 
-from activities.failures import in_thread
+from activities.failures import final_when_repeated, in_thread
 from loomos.errors import InvalidInput
-from loomos.jobs.facts import AttestModel, Fact, RecordCheckpoints, RecordFacts
+from loomos.jobs.facts import AttestModel, Fact, RecordCheckpoints, RecordFacts, SignVersion
 from loomos.jobs.message import Empty
 from loomos.loomdb import AuditContext, Event, LoomDB, NewEvent, Service
+from loomos.loomdb.events import check_data
 from loomos.provenance import attestation
 from loomos.provenance.dsse import read_key
 from loomos.provenance.lineage import stream_of
+from loomos.registry import Registry
 from loomos.settings import Settings
 from loomos.storage import Store, open_store
 from loomos.storage.layout import (
     attestation_key,
     blob_key,
     checkpoints_prefix,
+    model_prefix,
     parse_checkpoint_manifest,
     parse_retired,
     retired_prefix,
@@ -33,6 +38,8 @@ from loomos.storage.layout import (
 
 CONTROL = Service(name="control")
 MOST_FACTS = 10_000
+ELSEWHERE = "data_sha256"
+"""Instead of an event's data, the digest of the blob that holds it."""
 
 
 class LedgerActivities:
@@ -54,11 +61,12 @@ class LedgerActivities:
     async def record_facts(self, request: RecordFacts) -> Empty:
         """Append facts to the job's stream."""
         activity.heartbeat()
+        store = open_store(self._settings.storage)
         for fact in request.facts:
             who = AuditContext(user_id=fact.person) if fact.person else CONTROL
-            await self._db.append(
-                request.stream or stream_of(request.job_id), [_new_event(request.job_id, fact)], who
-            )
+            fitting = await asyncio.to_thread(_fitting, store, fact)
+            event = _new_event(request.job_id, fitting)
+            await self._db.append(request.stream or stream_of(request.job_id), [event], who)
         return Empty()
 
     @activity.defn
@@ -88,15 +96,60 @@ class LedgerActivities:
         stream = stream_of(request.job_id)
         facts = await self._db.query_events(stream=stream, limit=MOST_FACTS)
         store = open_store(self._settings.storage)
-        fact = await in_thread(
-            lambda say: _attest(store, request, facts, self._settings.loomdb.origin(), self._key)
-        )
+        with final_when_repeated(f"{request.model.name}@{request.model.version} is not signed"):
+            fact = await in_thread(
+                lambda say: _attest(
+                    store, request, facts, self._settings.loomdb.origin(), self._key
+                )
+            )
         await self._db.append(stream, [_new_event(request.job_id, fact)], CONTROL)
+        return Empty()
+
+    @activity.defn
+    async def sign_version(self, request: SignVersion) -> Empty:
+        """Sign a version that is a draft, so that it exists; one that exists stays as it is."""
+        store = open_store(self._settings.storage)
+        with final_when_repeated(f"{request.version} is not signed"):
+            await in_thread(lambda say: _sign(store, request.version, self._key))
         return Empty()
 
 
 def _new_event(job_id: str, fact: Fact) -> NewEvent:
     return NewEvent(event_type=fact.event_type, data=fact.data, event_id=f"{job_id}/{fact.key}")
+
+
+def _fitting(store: Store, fact: Fact) -> Fact:
+    """The fact as the ledger can hold it: what is too large or no JSON is a blob of the store."""
+    try:
+        check_data(fact.data)
+    except InvalidInput as error:
+        content = json.dumps(fact.data, sort_keys=True).encode()
+        digest = hashlib.sha256(content).hexdigest()
+        store.put_if_absent(blob_key(digest), content)
+        data = {ELSEWHERE: digest, "reason": str(error)[:500], "size_bytes": len(content)}
+        return fact.model_copy(update={"data": data})
+    return fact
+
+
+def _whole(store: Store, event: Event) -> Event:
+    """An event with its data, wherever that is."""
+    digest = event.data.get(ELSEWHERE)
+    if digest is None:
+        return event
+    return replace(event, data=json.loads(store.get(blob_key(digest))))
+
+
+def _sign(store: Store, version: str, key: Any) -> None:
+    """Sign a draft and make it exist."""
+    name, _, number = version.partition("@")
+    prefix = model_prefix(name, number)
+    registry = Registry(store)
+    content = registry.unsigned(prefix)
+    signature = attestation.model_signature(name, json.loads(content)["files"], key)
+    store.put_if_absent(
+        attestation_key(name, number, attestation.SIGNATURE_FILE), json.dumps(signature).encode()
+    )
+    registry.commit(prefix, content)
 
 
 def _new_checkpoints(store: Store, job_id: str, seen: set[tuple[int, int]]) -> list[Fact]:
@@ -130,10 +183,11 @@ def _checkpoint_fact(manifest: bytes, generation: int, step: int) -> Fact:
 
 
 def _attest(store: Store, request: AttestModel, facts: list[Event], origin: str, key: Any) -> Fact:
-    """Store what is signed, if nobody has, and say what is stored."""
-    model = request.model
-    content = store.get(f"{model.key_prefix}manifest.json")
+    """Store what is signed, if nobody has; the version exists from then on. Says what is stored."""
+    model, registry = request.model, Registry(store)
+    content = registry.unsigned(model.key_prefix)
     manifest = json.loads(content)
+    facts = [_whole(store, event) for event in facts]
     submitted = next(f for f in reversed(facts) if f.event_type == "job_submitted")
     spec = submitted.data["spec"]
     statement = attestation.provenance_statement(manifest, facts, origin)
@@ -152,6 +206,7 @@ def _attest(store: Store, request: AttestModel, facts: list[Event], origin: str,
         store.put_if_absent(where, encoded)
         # Signatures are random: an earlier try may have stored another one.
         digests[name] = hashlib.sha256(store.get(where)).hexdigest()
+    registry.commit(model.key_prefix, content)
     digest = hashlib.sha256(content).hexdigest()
     return Fact(
         event_type="model_published",

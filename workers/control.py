@@ -112,6 +112,7 @@ async def main(stop: asyncio.Event) -> None:
             ledger.record_facts,
             ledger.record_checkpoints,
             ledger.attest_model,
+            ledger.sign_version,
             endpoints.open_endpoint,
             endpoints.watch_endpoint,
             endpoints.place_replicas,

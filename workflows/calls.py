@@ -15,7 +15,7 @@ from temporalio.workflow import ActivityCancellationType, ActivityHandle
 with workflow.unsafe.imports_passed_through():
     from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS
     from loomos.jobs.cluster import LeaseAudit, NodeInfo
-    from loomos.jobs.facts import AttestModel, RecordCheckpoints, RecordFacts
+    from loomos.jobs.facts import AttestModel, RecordCheckpoints, RecordFacts, SignVersion
     from loomos.jobs.message import Empty
     from loomos.jobs.training import (
         AttemptPlan,
@@ -164,6 +164,19 @@ async def attest_model(request: AttestModel) -> None:
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=QUICK,
         summary=f"attest {request.model.name}@{request.model.version}",
+    )
+
+
+async def sign_version(version: str) -> None:
+    """Make a version exist that a node has uploaded as a draft."""
+    await workflow.execute_activity(
+        "sign_version",
+        SignVersion(version=version),
+        result_type=Empty,
+        start_to_close_timeout=timedelta(minutes=10),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=QUICK,
+        summary=f"sign {version}",
     )
 
 

@@ -29,6 +29,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.training import TimelineEntry, TrainingRunInput
     from loomos.manifest import CampaignMember, CampaignPhase, TrainingSpec
     from loomos.rl import campaigns
+    from workflows.calls import sign_version
     from workflows.campaign_calls import blend_policies
     from workflows.causes import as_failure, root_cause
     from workflows.child_jobs import run_job
@@ -222,9 +223,12 @@ class RLCampaign:
                     members[0], policy=None, environment=environment, seed=0
                 ),
                 episodes=self._spec.evaluate_episodes,
+                is_draft=workflow.patched("signed-policies"),
             ),
             Priority(priority_key=self._spec.priority, fairness_key=self._run.project),
         )
+        if workflow.patched("signed-policies"):
+            await sign_version(blended.version)
         spent = sum(report.members[m.name].training_s for m in members if m.name in report.members)
         return PolicyState(
             version=blended.version,

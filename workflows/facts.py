@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from temporalio import workflow
+from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from loomos.jobs.cluster import Lease
-    from loomos.jobs.facts import Fact, RecordCheckpoints, RecordFacts
+    from loomos.jobs.facts import Fact, RecordCheckpoints, RecordFacts, submitted_facts
     from loomos.jobs.states import JobState
     from loomos.jobs.training import ResolvedInputs, TrainingRunInput
     from workflows import calls
@@ -29,15 +30,8 @@ class FactBook:
 
     def submitted(self) -> None:
         """The job was asked for."""
-        job = self._job
-        data = {
-            "job_id": job.job_id,
-            "labels": job.labels,
-            "name": job.name,
-            "project": job.project,
-            "spec": job.spec.model_dump(mode="json"),
-        }
-        self._record("job_submitted", "submitted", data, person=job.owner)
+        data = submitted_facts(self._job)
+        self._record("job_submitted", "submitted", data, person=self._job.owner)
 
     def resolved(self, inputs: ResolvedInputs) -> None:
         """Data, model and code were pinned."""
@@ -77,9 +71,17 @@ class FactBook:
         self._keep(calls.start_record_checkpoints(RecordCheckpoints(job_id=self._job.job_id)))
 
     async def settle(self) -> None:
-        """Wait until all is recorded; a cancellation meanwhile disturbs no recording."""
+        """Wait until all is recorded; a cancellation meanwhile disturbs no recording.
+
+        Raises:
+            ActivityError: something cannot be recorded; it is not waited for again.
+        """
         while self._pending:
-            await asyncio.shield(self._pending[0])
+            try:
+                await asyncio.shield(self._pending[0])
+            except ActivityError:
+                del self._pending[0]
+                raise
             del self._pending[0]
 
     def _record(

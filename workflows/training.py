@@ -46,6 +46,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.quantities import format_duration
     from loomos.search_attributes import LABELS, MODEL, PRIORITY
     from workflows import calls
+    from workflows.causes import root_cause
     from workflows.delivery import Delivered, deliver
     from workflows.dependencies import Dependencies
     from workflows.facts import FactBook
@@ -84,6 +85,7 @@ class TrainingRun:
         self._migrate_to = list(carried.migrate_to)
         self._last_error = carried.last_error
         self._model: ModelVersion | None = None
+        self._is_signed = False
         self._outcome: TrainOutcome | None = None
         self._attempts_opened = 0
         self._generation = 0
@@ -303,6 +305,7 @@ class TrainingRun:
         """Let the ledger know everything, then sign what the model was made of."""
         await self._facts.settle()
         await calls.attest_model(AttestModel(job_id=self._job.job_id, model=model))
+        self._is_signed = True
 
     async def _recover_from(self, end: GangEnd | GangFailed) -> None:
         """Decide what follows an attempt: nothing, another one, or failure."""
@@ -502,7 +505,7 @@ class TrainingRun:
             progress=self._journal.progress,
             timeline=self._journal.timeline,
             attempts=self._journal.attempts,
-            model=self._model,
+            model=self._model if self._is_signed else None,
             asked=self._asked(),
         )
 
@@ -529,7 +532,15 @@ class TrainingRun:
             if self._generation:
                 self._facts.checkpoints()
             self._facts.ended(state, message)
-            await self._facts.settle()
+            try:
+                await self._facts.settle()
+            except ActivityError as unrecorded:
+                if not workflow.patched("ends-unrecorded"):
+                    raise
+                message += f" (the ledger lacks something of it: {root_cause(unrecorded)})"
+        if self._model is not None and not self._is_signed and workflow.patched("unsigned"):
+            # What is not signed does not exist, so the job has no model.
+            workflow.upsert_search_attributes([MODEL.value_unset()])
         self._journal.enter(state, message)
         await self._dependencies.tell(state)
 

@@ -53,6 +53,7 @@ from loomos.client.models import (
 )
 from loomos.errors import Conflict, InvalidInput, LoomOSError, NotFound, Unavailable
 from loomos.jobs.cluster import QueuedRequest
+from loomos.jobs.facts import submitted_facts
 from loomos.jobs.names import CONTROL_QUEUE, JOB_KIND, label_list
 from loomos.jobs.states import JobState
 from loomos.jobs.training import (
@@ -63,6 +64,7 @@ from loomos.jobs.training import (
     Progress,
     TrainingRunInput,
 )
+from loomos.loomdb.events import check_data
 from loomos.manifest import TrainingJob
 from loomos.nexus.requests import training_request, why_not_on
 from loomos.search_attributes import (
@@ -127,6 +129,7 @@ class WorkflowClient:
             labels=job.metadata.labels,
             spec=job.spec,
         )
+        check_data(submitted_facts(run))
         # What was admitted once, and perhaps runs by now, is not judged again.
         if idempotency_key is None or not await self._exists(job_id):
             await self._admit(run)

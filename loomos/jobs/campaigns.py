@@ -50,6 +50,8 @@ class BlendRequest(Message):
     """How it learns and where it acts; its seed is that of a new policy."""
     episodes: int
     """Episodes of the appraisal."""
+    is_draft: bool = False
+    """Whether what is published exists for others only once it is signed."""
 
 
 class Blended(Message):

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from loomos.jobs.message import Message
-from loomos.jobs.training import ModelVersion
+from loomos.jobs.training import ModelVersion, TrainingRunInput
 
 
 class Fact(Message):
@@ -21,6 +21,17 @@ class Fact(Message):
     """What is known of it. Nothing personal."""
     person: str | None = None
     """Who did it, if a person did."""
+
+
+def submitted_facts(job: TrainingRunInput) -> dict[str, Any]:
+    """What the ledger is told of a job that was asked for."""
+    return {
+        "job_id": job.job_id,
+        "labels": job.labels,
+        "name": job.name,
+        "project": job.project,
+        "spec": job.spec.model_dump(mode="json"),
+    }
 
 
 class RecordFacts(Message):
@@ -39,6 +50,13 @@ class RecordCheckpoints(Message):
 
     job_id: str
     """Whose."""
+
+
+class SignVersion(Message):
+    """Sign a version that a node has uploaded as a draft, so that it exists."""
+
+    version: str
+    """`NAME@VERSION`."""
 
 
 class AttestModel(Message):

@@ -31,6 +31,9 @@ from loomos.loomdb.merkle import leaf_hash
 LARGEST_ENTRY_BYTES = 65_535
 """C2SP tlog-tiles gives an entry's length 16 bits. Larger things go by reference."""
 
+RESERVED_BYTES = 2048
+"""What an entry may have besides its data: names, and who it was."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@=-]{0,199}")
 _NOTHING: Mapping[str, Any] = {}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -166,6 +169,16 @@ def prepare(
             Prepared(event_id, stream, kind, event.schema, time_us, entry, leaf, is_fresh)
         )
     return prepared
+
+
+def check_data(data: Mapping[str, Any]) -> None:
+    """Raise `InvalidInput` unless an event with this data fits the ledger, whoever logs it."""
+    size_bytes = len(canonical_json(data).encode()) + RESERVED_BYTES
+    if size_bytes > LARGEST_ENTRY_BYTES:
+        raise InvalidInput(
+            f"data: the event would have up to {size_bytes} bytes, more than "
+            f"{LARGEST_ENTRY_BYTES}; put the content into the store and log its digest"
+        )
 
 
 def entry_tail(event_id: str, schema: int, stream: str, time_us: int, event_type: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 MODELS = "models/"
 MANIFEST = "manifest.json"
+"""Written last of a version, once it is signed: without it the version does not exist."""
+DRAFT = "unsigned.json"
+"""The manifest of a version that waits for its signature."""
 SIGNATURE = "model.sig"
 FEWEST_DIGITS = 6
 """A version may be named by its first digits."""
@@ -143,9 +146,19 @@ class Registry:
         )
 
     def write(
-        self, name: str, files: Mapping[str, FileFacts], lineage: dict[str, Any]
+        self,
+        name: str,
+        files: Mapping[str, FileFacts],
+        lineage: dict[str, Any],
+        sign: Callable[[VersionManifest], None] = lambda manifest: None,
     ) -> VersionManifest:
         """Make a version of blobs that the store has; the same files make the same version.
+
+        Args:
+            name: the model's name.
+            files: digest and size by path.
+            lineage: where it comes from.
+            sign: called before the version exists for anybody; if it fails, it does not.
 
         Raises:
             InvalidInput: the files are no model that can be served.
@@ -168,8 +181,25 @@ class Registry:
                 self._store.copy(blob_key(facts.sha256), key)
         content = {"format": 1, **manifest.model_dump(mode="json")}
         encoded = json.dumps(content, indent=1, sort_keys=True).encode()
+        sign(manifest)
         self._store.put_if_absent(manifest.key_prefix + MANIFEST, encoded)
         return self.manifest(ModelRef(name, version))
+
+    def unsigned(self, key_prefix: str) -> bytes:
+        """The manifest of a version that is to be signed, or that was signed already.
+
+        Raises:
+            NotFound: there is neither.
+        """
+        try:
+            return self._store.get(key_prefix + DRAFT)
+        except NotFound:
+            return self._store.get(key_prefix + MANIFEST)
+
+    def commit(self, key_prefix: str, manifest: bytes) -> None:
+        """Make a version exist, now that it is signed. Doing it twice is no error."""
+        self._store.put_if_absent(key_prefix + MANIFEST, manifest)
+        self._store.delete([key_prefix + DRAFT])
 
     def delete(self, ref: ModelRef) -> None:
         """Remove a version that no alias points at; its signatures stay.

@@ -80,6 +80,7 @@ def blend(request: AverageRequest) -> Blended:
                 "job_id": work.blend_id,
                 "policies": [policy.model_dump() for policy in work.policies],
             },
+            is_draft=work.is_draft,
         )
         return Blended(
             version=f"{made.name}@{made.version}",

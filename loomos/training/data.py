@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from loomos.errors import InvalidData
 from loomos.jobs.training import DataFile, DatasetIndex
+from loomos.limits import shown
 
 IGNORED = -100
 """Label of a token that does not count in the loss."""
@@ -110,18 +111,23 @@ class DocumentFile:
         where = f"{self.name} line {index + 1}"
         if not text.strip():
             return Document([])
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InvalidData(f"{where} is not JSON: {error.msg}; mend or drop the line") from None
-        return self._parse(record, where)
+        return self._parse(_read_json(text, where), where)
 
     def _row(self, index: int) -> dict[str, Any]:
-        if self._table is None:
-            import pyarrow.parquet
+        import pyarrow.parquet
 
-            self._table = pyarrow.parquet.read_table(self._path)
-        row: dict[str, Any] = self._table.slice(index, 1).to_pylist()[0]
+        if self._table is None:
+            try:
+                self._table = pyarrow.parquet.read_table(self._path)
+            except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+                raise InvalidData(f"{self.name} cannot be read as Parquet: {error}") from None
+        try:
+            row: dict[str, Any] = self._table.slice(index, 1).to_pylist()[0]
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+            raise InvalidData(
+                f"{self.name} row {index + 1} has a value that cannot be read: {error}; mend or "
+                "drop the row"
+            ) from None
         return row
 
     def _parse(self, record: Any, where: str) -> Document:
@@ -150,11 +156,36 @@ class DocumentFile:
 def _text(record: dict[str, Any], field: str, where: str) -> str:
     value = record.get(field)
     if not isinstance(value, str):
-        known = ", ".join(sorted(record)) or "none"
+        known = shown(", ".join(sorted(record)) or "none", 200)
         raise InvalidData(
             f"{where} has no text in {field!r} (fields: {known}); set data.text_field"
         )
-    return value
+    return _whole(value, f"{where}, field {field!r},")
+
+
+def _read_json(text: str, where: str) -> Any:
+    """The value of a line; whatever Python's reader stumbles over is the line's fault."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        why = f"is not JSON: {error.msg}"
+    except RecursionError:
+        why = "is nested too deep to be read"
+    except ValueError as error:  # a number of thousands of digits
+        why = f"has a number that cannot be read: {error}"
+    raise InvalidData(f"{where} {why}; mend or drop the line")
+
+
+def _whole(text: str, where: str) -> str:
+    """The text, if it has whole characters only: no tokenizer takes half ones."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidData(
+            f"{where} has half a character (U+{ord(text[error.start]):04X}) at place "
+            f"{error.start + 1}; mend or drop it"
+        ) from None
+    return text
 
 
 def _chat_parts(messages: Any, where: str) -> list[tuple[str, bool]]:
@@ -171,6 +202,7 @@ def _chat_parts(messages: Any, where: str) -> list[tuple[str, bool]]:
                 f"in content"
             )
         parts.append((f"<|im_start|>{role}\n", False))
+        _whole(content, f"{where} message {number}")
         parts.append((f"{content}<|im_end|>\n", role == "assistant"))
     return parts
 

@@ -17,6 +17,7 @@ import torch
 
 from loomos.errors import LoomOSError
 from loomos.jobs.training import CheckpointRef, ModelVersion, PublishRequest
+from loomos.registry.versions import DRAFT, MANIFEST
 from loomos.storage import Store, file_sha256, open_store
 from loomos.storage.layout import model_prefix, tokenizer_key
 from loomos.training.hosted import answer
@@ -24,8 +25,6 @@ from loomos.training.inputs import InputCache, load_tokenizer, model_source
 from loomos.training.model import add_adapters, build_model
 from loomos.training.requests import ExportRequest
 from loomos.training.shards import TensorDict, read_tensors
-
-VERSION_MANIFEST = "manifest.json"
 
 
 def run_export(request_file: Path) -> int:
@@ -120,9 +119,18 @@ def _is_quantisation(name: str, parameters: set[str]) -> bool:
 
 
 def upload_version(
-    store: Store, root: Path, *, name: str, source: str, lineage: dict[str, Any]
+    store: Store,
+    root: Path,
+    *,
+    name: str,
+    source: str,
+    lineage: dict[str, Any],
+    is_draft: bool = True,
 ) -> ModelVersion:
     """Put a folder into the store as a version; the same files of the same source are the same.
+
+    Nodes that train cannot sign. So what they upload is a draft, which exists for nobody until a
+    control worker has signed it.
 
     Args:
         store: where to.
@@ -130,6 +138,7 @@ def upload_version(
         name: the model's name.
         source: what made them, such as a job's id.
         lineage: what they were made of.
+        is_draft: false to make it exist at once, unsigned.
     """
     files: dict[str, dict[str, Any]] = {
         path.relative_to(root).as_posix(): {
@@ -159,7 +168,12 @@ def upload_version(
         "files": files,
         "lineage": lineage,
     }
-    store.put(prefix + VERSION_MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    if is_draft and store.exists(prefix + MANIFEST):
+        return made  # signed already: this is the second time
+    store.put(
+        prefix + (DRAFT if is_draft else MANIFEST),
+        json.dumps(manifest, indent=1, sort_keys=True).encode(),
+    )
     return made
 
 

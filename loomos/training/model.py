@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from loomos.errors import InvalidModel
 from loomos.manifest import FineTuning, LoRA, Model, TrainingSpec
 from loomos.training.fitting import check_size, refusing, said_by
+from loomos.training.shapes import with_derived_widths
 
 MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Whose layers read some weights past their modules, so that neither adapters nor 4 bits fit."""
@@ -62,9 +63,8 @@ def _init_model(model: Model, tokenizer: Any, field: str) -> Any:
     # Left to themselves, types name tokens of other vocabularies, and never learn the one for pads.
     named = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
     try:
-        config = AutoConfig.for_model(
-            model_type, **{"vocab_size": vocab_size, **named, **model.config}
-        )
+        fields = with_derived_widths(model.config, AutoConfig.for_model(model_type))
+        config = AutoConfig.for_model(model_type, **{"vocab_size": vocab_size, **named, **fields})
         size = config.vocab_size
     except Exception as error:  # each model type validates its fields in its own way
         raise InvalidModel(

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -35,6 +36,9 @@ PINNED_AT_ONCE = 16
 
 CONTINUAL_DATA = re.compile(r"continual/[a-z0-9.-]+/data/[0-9a-f]{64}\.jsonl")
 """Keys of what continual learning has put together; see `loomos.storage.layout`."""
+
+HUB_TRIES, HUB_TIMEOUT_S, HUB_WAIT_S = 5, 10.0, 1.0
+"""How often the hub is asked, how long it may take, and the first wait, which doubles."""
 
 NEW_POLICY = "init:policy"
 """Where a policy comes from that starts from nothing."""
@@ -158,6 +162,7 @@ def _pin_dataset(source: str, field: str, data: Data, sources: _Sources) -> Refe
 
 def _pin_file(found: _Found, data: Data, store: Store) -> DataFile:
     """Look at one file, and copy it into the store if nothing else holds it."""
+    _check_name(found.name)
     path = found.path or found.download()
     try:
         digest = file_sha256(path)
@@ -178,6 +183,17 @@ def _pin_file(found: _Found, data: Data, store: Store) -> DataFile:
     finally:
         if not found.path:
             path.unlink(missing_ok=True)
+
+
+def _check_name(name: str) -> None:
+    """Raise `InvalidData` for a name that cannot be written down."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InvalidData(
+            f"the file name {os.fsencode(name)!r} is not UTF-8; rename the file, or leave it out "
+            "with data.exclude"
+        ) from None
 
 
 def _find_files(source: str, field: str, data: Data, sources: _Sources) -> Iterator[_Found]:
@@ -276,7 +292,7 @@ def _pin_model(source: str, field: str, sources: _Sources) -> Reference:
         if not folder_path.is_dir():
             raise InvalidModel(f"{field} {source!r} does not exist where the control worker runs")
         return _pin_folder(source, field, folder_path, sources)
-    return _pin_hub(source, field)
+    return _pin_hub(source, field, sources.progress)
 
 
 def _fetch_upload(sha256: str, folder: Path, store: Store) -> None:
@@ -344,18 +360,42 @@ def _pin_folder(source: str, field: str, folder: Path, sources: _Sources) -> Ref
     return _put_blob(store, json.dumps({"files": files}).encode(), size_bytes)
 
 
-def _pin_hub(source: str, field: str) -> Reference:
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+def _pin_hub(source: str, field: str, progress: Callable[[str], None]) -> Reference:
+    """The newest commit of a model on the hub, which is asked a few times if it is away.
 
-    try:
-        commit = model_info(source).sha
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise InvalidModel(
-            f"{field} {source!r} is no local folder and the hub does not give it: "
-            f"{type(error).__name__}"
-        ) from error
-    return Reference(uri=f"hub:{source}", sha256=str(commit))
+    Raises:
+        InvalidModel: it has no such model, or does not answer; says what to do.
+    """
+    from huggingface_hub import constants, errors, model_info
+
+    # That of the HTTP library beneath, which has changed its name before.
+    unreachable = getattr(errors, "HTTPError", OSError)
+    hub = constants.ENDPOINT
+    for attempt in range(1, HUB_TRIES + 1):
+        try:
+            commit = model_info(source, timeout=HUB_TIMEOUT_S).sha
+            return Reference(uri=f"hub:{source}", sha256=str(commit))
+        except errors.OfflineModeIsEnabled as error:
+            raise InvalidModel(
+                f"{field} {source!r} is no local folder, and HF_HUB_OFFLINE forbids to ask the "
+                "hub; give a folder or s3://BUCKET/PREFIX, or unset it for the control worker"
+            ) from error
+        except (errors.HFValidationError, unreachable, OSError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            why = f"{type(error).__name__}" + (f", HTTP {status}" if status else "")
+            if isinstance(error, errors.HFValidationError) or (status or 500) < 429:
+                raise InvalidModel(
+                    f"{field} {source!r} is no local folder and the hub {hub} does not give it: "
+                    f"{why}"
+                ) from error
+            progress(f"the hub {hub} does not answer ({why}), try {attempt} of {HUB_TRIES}")
+            last = why
+            time.sleep(HUB_WAIT_S * 2 ** (attempt - 1) if attempt < HUB_TRIES else 0)
+    raise InvalidModel(
+        f"{field} {source!r} is no local folder, and the hub {hub} did not answer {HUB_TRIES} "
+        f"times ({last}). Where the control worker runs, set HF_ENDPOINT to a mirror that it can "
+        "reach, or copy the model and give its folder or s3://BUCKET/PREFIX"
+    )
 
 
 def _put_blob(store: Store, content: bytes, size_bytes: int) -> Reference:
