@@ -55,6 +55,9 @@ with workflow.unsafe.imports_passed_through():
     from workflows.leasing import Leasing
 
 
+PROBED = (
+    "was a probe: took no nodes and trained nothing; to train, name spec.model or spec.environment"
+)
 LONGEST_BACKOFF = timedelta(minutes=1)
 SAME_ERROR = "same-error-twice"
 """Patch since which an exception that comes again at the same step ends the job."""
@@ -143,9 +146,9 @@ class TrainingRun:
         )
 
     async def _noop(self) -> JobResult:
-        self._journal.enter(JobState.RUNNING, "does nothing")
+        self._journal.enter(JobState.RUNNING, "a probe: takes no nodes")
         await calls.noop()
-        self._journal.enter(JobState.COMPLETED, "did nothing")
+        self._journal.enter(JobState.COMPLETED, PROBED)
         await self._dependencies.tell(JobState.COMPLETED)
         return JobResult(state=self._journal.state)
 

@@ -265,6 +265,10 @@ class WorkflowClient:
             )
         elif not summary.state.is_final:
             summary = summary.model_copy(update={"state": status.state})
+            doing = await self._doing(description)
+            if doing:
+                message = f"{status.message}: {doing}"
+                status = status.model_copy(update={"message": message})
         percent = 0.0
         if summary.state == JobState.COMPLETED:
             percent = 100.0
@@ -445,6 +449,21 @@ class WorkflowClient:
                 except ValidationError:
                     continue
         return max(found, key=lambda p: (p.generation, p.step), default=None)
+
+    async def _doing(self, description: WorkflowExecutionDescription) -> str:
+        """What is done, or has gone wrong so far, before there are nodes and after training."""
+        for pending in description.raw_description.pending_activities:
+            if pending.activity_type.name not in ("resolve_inputs", "attest_model"):
+                continue
+            details = await self._client.data_converter.decode(
+                list(pending.heartbeat_details.payloads)
+            )
+            said = [str(details[0])] if details and details[0] else []
+            if pending.attempt > 1 and pending.last_failure.message:
+                failed = pending.last_failure.message[:300]
+                said.append(f"attempt {pending.attempt}, the last failed: {failed}")
+            return "; ".join(said)
+        return ""
 
     async def _update(self, job_id: str, name: str, argument: Any = None) -> JobStatus:
         description = await self._described(job_id)

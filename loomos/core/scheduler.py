@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from loomos.client.job_spec import JobSpec as ClientJobSpec
 from loomos.client.models import ClusterResources, JobDetail, JobSummary
 from loomos.errors import Conflict, InvalidInput, NotFound
 from loomos.manifest import JobManifest
-from loomos.nexus.policies import SchedulingPolicy
+from loomos.nexus.policies import SchedulingPolicy, name_of
 
 __all__ = [
     "JobHandle",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 ID_LABEL, TYPE_LABEL = "scheduler/job-id", "scheduler/job-type"
+
+log = logging.getLogger(__name__)
 
 _CONSTRAINTS = ("node_type", "region", "gpu_type", "min_bandwidth_gbps", "max_latency_ms")
 
@@ -74,7 +77,7 @@ class JobSpec:
     """Jobs that must be done first, by the caller's ids or LoomOS's."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Model, data and optimisation, as `loomos.client.JobSpec` takes them. Without a model the job
-    does nothing: a probe of the way through the system."""
+    is a probe of the way through the system: it takes no nodes, and its handle says so."""
 
     def to_manifest(self, depends_on: list[str]) -> JobManifest:
         """The manifest that says the same.
@@ -126,6 +129,8 @@ class JobHandle:
     """LoomOS's id, by which the CLI knows it too."""
     created: bool
     """Whether it is new; false if the same was submitted before."""
+    is_probe: bool = False
+    """Whether it names no model: then it takes no nodes, trains nothing, and soon is complete."""
 
 
 class Scheduler:
@@ -152,7 +157,14 @@ class Scheduler:
             made = await client.submit_job_from_manifest(
                 job_spec.to_manifest(depends_on), idempotency_key=f"scheduler/{job_spec.job_id}"
             )
-        return JobHandle(job_id=made.job_id, created=made.created)
+        is_probe = not job_spec.config
+        if is_probe:
+            log.warning(
+                "%s names no model in its config: it is a probe, which takes no nodes and trains "
+                "nothing",
+                job_spec.job_id,
+            )
+        return JobHandle(job_id=made.job_id, created=made.created, is_probe=is_probe)
 
     async def get_job_status(self, job_id: str) -> JobDetail:
         """A job by either id: its `state`, its `progress` in percent, and more."""
@@ -182,18 +194,23 @@ class Scheduler:
         async with self._open() as client:
             return await client.get_available_resources()
 
-    def set_policy(self, policy: SchedulingPolicy) -> None:
-        """Place jobs by another policy, from the next call on; see `optimize_scheduling`."""
-        self._policy = policy.name
-
-    async def optimize_scheduling(self, policy: SchedulingPolicy) -> None:
-        """Place jobs by another policy from now on.
-
-        The cluster runs the policy of that name: a built-in one, or one that an installed package
-        offers by the entry point group `loomos.scheduling_policies`.
+    def set_policy(self, policy: SchedulingPolicy | str) -> None:
+        """Place jobs by another policy, from the next call on; see `optimize_scheduling`.
 
         Raises:
-            InvalidInput: the cluster knows no policy of that name.
+            InvalidInput: the policy is the program's own, so that the cluster has it not.
+        """
+        self._policy = policy if isinstance(policy, str) else name_of(policy)
+
+    async def optimize_scheduling(self, policy: SchedulingPolicy | str) -> None:
+        """Place jobs by another policy from now on.
+
+        Args:
+            policy: a built-in one, one that an installed package offers by the entry point group
+                `loomos.scheduling_policies`, or the name of one that the cluster has.
+
+        Raises:
+            InvalidInput: the policy is the program's own, or the cluster knows none of that name.
         """
         self.set_policy(policy)
         async with self._open():

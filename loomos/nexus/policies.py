@@ -132,6 +132,27 @@ def load_policies() -> None:
         _POLICIES.setdefault(entry.name, entry.load()())
 
 
+def name_of(policy: SchedulingPolicy) -> str:
+    """The name by which a cluster runs this very policy.
+
+    Raises:
+        InvalidInput: it is a program's own, which no cluster has; says how it gets it.
+    """
+    load_policies()
+    made = type(policy)
+    for name, known in _POLICIES.items():
+        if type(known) is made:
+            return name
+    also = f" It has another of the name {made.name!r}." if made.name in _POLICIES else ""
+    where = made.__module__ if made.__module__ != "__main__" else "your_package.module"
+    raise InvalidInput(
+        f"policy: {made.__qualname__} is this program's own; the cluster decides in its control "
+        f"worker and cannot run it.{also} Put it into a package whose pyproject.toml has "
+        f"[project.entry-points.{ENTRY_POINTS!r}] {made.name} = '{where}:{made.__name__}', "
+        f"install that where the control worker runs, and choose it by its name, {made.name!r}"
+    )
+
+
 def find_policy(name: str) -> SchedulingPolicy:
     """The policy of a name.
 

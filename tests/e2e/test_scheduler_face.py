@@ -11,6 +11,7 @@ from loomos.core.scheduler import JobSpec, ResourceRequirements, Scheduler, Sche
 from loomos.errors import Conflict, InvalidInput, NotFound
 from loomos.jobs.cluster import LeaseRequest
 from loomos.jobs.states import JobState
+from loomos.nexus import policies
 from loomos.nexus.master.coordinator import ClusterConfig, MasterCoordinator
 from loomos.nexus.policies import WorkerStats
 from tests.stack import CORPUS, Stack
@@ -27,7 +28,7 @@ async def test_jobs_go_by_the_callers_ids(stack: Stack, client: LoomOSClient) ->
         retry_count=3,
     )
     handle = await scheduler.submit_job(spec)
-    assert handle.created
+    assert handle.created and handle.is_probe
     again = await scheduler.submit_job(spec)
     assert (again.job_id, again.created) == (handle.job_id, False)
     with pytest.raises(Conflict, match="was used for another manifest"):
@@ -37,6 +38,7 @@ async def test_jobs_go_by_the_callers_ids(stack: Stack, client: LoomOSClient) ->
         lambda: scheduler.get_job_status("face_job_001"), lambda job: job.progress == 100
     )
     assert status.job_id == handle.job_id
+    assert "was a probe: took no nodes" in status.message
     assert await scheduler.cancel_job(handle.job_id) is False
     after = await scheduler.submit_job(
         JobSpec(
@@ -63,11 +65,19 @@ async def test_a_policy_is_chosen_by_its_class(client: LoomOSClient) -> None:
 
     before = await client.scheduler.config()
     scheduler = Scheduler(client)
-    scheduler.set_policy(PriorityFirstPolicy())
+    scheduler.set_policy(policies.PriorityFirstPolicy())
     await scheduler.get_cluster_capacity()
     assert (await client.scheduler.config()).policy == "priority-first"
+    await scheduler.optimize_scheduling("spread")
+    assert (await client.scheduler.config()).policy == "spread"
     with pytest.raises(InvalidInput, match="no 'home-made'; known: bin-pack"):
+        await scheduler.optimize_scheduling("home-made")
+    own = r"is this program's own; .* another of the name 'priority-first'.*loomos.scheduling_pol"
+    with pytest.raises(InvalidInput, match=own):
+        scheduler.set_policy(PriorityFirstPolicy())
+    with pytest.raises(InvalidInput, match=r"home-made = '.*:HomeMade', install that"):
         await scheduler.optimize_scheduling(HomeMade())
+    assert (await client.scheduler.config()).policy == "spread"
     await client.scheduler.configure(before)
 
 
