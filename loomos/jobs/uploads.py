@@ -10,7 +10,7 @@ from pydantic import Field
 
 from loomos.jobs.message import Message
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")]
 
 PART_BYTES = 16 * 1024 * 1024
 """Longer files travel, and wait in the store, in parts of this size: what has arrived of a file

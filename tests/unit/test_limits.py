@@ -55,7 +55,10 @@ from loomos.manifest import (
 from loomos.nexus.advice import advise
 from loomos.nexus.allocation import Allocation
 from loomos.nexus.forecast import forecast
+from loomos.nexus.overview import Overview
+from loomos.nexus.packing import pack, unpack
 from loomos.nexus.requests import step_seconds, training_request, workload
+from loomos.nexus.usage import Waiting
 from loomos.quantities import format_duration
 from loomos.rl import campaigns
 from loomos.rollouts import rows
@@ -288,12 +291,17 @@ def play(config: SchedulerConfig, requests: list[LeaseRequest]) -> None:
         forecast(allocation, request, now)
     for _ in range(3):
         given, _ = allocation.decide(now)
-        decodes(allocation.status(now))
+        overview = Overview(allocation)
+        decodes(overview.status(now))
+        for request in requests:
+            decodes(overview.place_of(request.job_id, now))
+            allocation.round(now).why_never(Waiting(request, now))
         advise(allocation, now)
         for lease in given:
             assert lease.ends_by is None or lease.ends_by.year <= 9999
         now += timedelta(days=400)
-        allocation = Allocation.from_state(decodes(allocation.to_state()))
+        decodes(allocation.to_state())
+        allocation = Allocation.from_state(unpack(decodes(pack(allocation.to_state()))))
         for lease in list(allocation.leases.values())[:1]:
             allocation.release(
                 ReleaseRequest(
