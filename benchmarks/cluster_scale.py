@@ -47,6 +47,7 @@ from activities.control import ControlActivities
 from activities.failures import FailureInterceptor
 from loomos.client.cluster import ClusterClient
 from loomos.client.temporal import connect
+from loomos.errors import Unavailable
 from loomos.jobs.admission import AdmissionOpen, LeaseDeferred
 from loomos.jobs.cluster import (
     ClusterState,
@@ -67,7 +68,6 @@ from workers.control import sandbox
 from workflows.cluster import Cluster
 
 MOST_BYTES = 1 << 20
-HEARTBEAT_S = 10.0
 IDLE_QUEUE = "simulated-jobs"
 """A queue that nobody polls."""
 
@@ -190,8 +190,9 @@ class Nodes:
                 details=Payloads(),
                 identity=info.node_id,
             )
+            interval_s = task.heartbeat_timeout.seconds / 4
             while True:
-                await asyncio.sleep(HEARTBEAT_S * random.uniform(0.8, 1.0))
+                await asyncio.sleep(interval_s * random.uniform(0.8, 1.0))
                 try:
                     await service.record_activity_task_heartbeat(beat)
                 except RPCError:
@@ -378,10 +379,23 @@ async def ask(client: Client, seconds: float, answers: dict[str, list[tuple[floa
             cursor = page.next_cursor
         for _ in range(10):
             began = time.monotonic()
-            place = await cluster.place_of(random.choice(jobs))
+            try:
+                place = await cluster.place_of(random.choice(jobs))
+            except Unavailable:
+                answers.setdefault("late", []).append((time.monotonic() - began, 0))
+                continue
             size = len(place.model_dump_json()) if place else 0
             answers.setdefault("place_of", []).append((time.monotonic() - began, size))
             await asyncio.sleep(0.5)
+
+
+async def patiently(cluster: ClusterClient, *, whole: bool = False) -> ClusterStatus:
+    """The first page of the status, or all, once the cluster answers."""
+    while True:
+        try:
+            return await (cluster.status() if whole else cluster.page())
+        except Unavailable as error:
+            print(f"waits: {error}", flush=True)
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -413,15 +427,18 @@ async def simulate(address: str, nodes_count: int, jobs_count: int, minutes: flo
     for info in nodes.infos:
         await nodes.register(info)
         living.append(asyncio.create_task(nodes.live(info)))
+    await patiently(ClusterClient(client))
     watch = Watch(client, jobs)
     following = asyncio.create_task(watch.follow())
     print(f"{nodes_count} nodes after {time.monotonic() - began:.0f} s", flush=True)
     async with tasks(following, *living):
         for first in range(0, jobs_count, 20):
             await asyncio.gather(*(jobs.submit() for _ in range(min(20, jobs_count - first))))
+            if following.done():
+                following.result()
         cluster = ClusterClient(client)
         deadline = time.monotonic() + 300
-        while (page := await cluster.page()).leases_total < nodes_count * 0.9:
+        while (page := await patiently(cluster)).leases_total < nodes_count * 0.9:
             assert time.monotonic() < deadline, f"{page.leases_total} leases, {following}"
             await asyncio.sleep(2)
         queued = page.waiting_total + page.deferred
@@ -447,7 +464,7 @@ async def simulate(address: str, nodes_count: int, jobs_count: int, minutes: flo
                 )
             await asyncio.sleep(max(0.0, start + second - time.time()))
         await asking
-        after = await cluster.status()
+        after = await patiently(cluster, whole=True)
     return report(watch, jobs, answers, after, start, granted, minutes, queued)
 
 
@@ -490,6 +507,7 @@ def report(
             watch.largest[0] < MOST_BYTES,
         ),
         ("largest answer to a query", f"{answer / 1024:.0f} KiB", answer < MOST_BYTES),
+        ("answers later than 10 s", str(len(answers.get("late", []))), True),
         ("runs of the workflow", str(watch.runs), True),
     ]
     for name, values in (

@@ -44,6 +44,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.nexus.overview import Overview
     from loomos.nexus.packing import pack, unpack
     from loomos.nexus.policies import find_policy
+    from loomos.nexus.scheduling import MOST_GRANTS
     from loomos.nexus.usage import Waiting
     from workflows import calls
     from workflows.causes import root_cause
@@ -205,6 +206,8 @@ class Cluster:
     async def _decide(self) -> None:
         """Send what nodes' ends and the scheduler ask back, then what is granted."""
         granted, asked_back = self._allocation.decide(workflow.now())
+        if len(granted) >= MOST_GRANTS:
+            self._changed = True  # there may be more to give
         revoked, self._revoked = [*self._revoked, *asked_back], []
         turned_away, self._turned_away = self._turned_away, []
         if not self._is_beside:

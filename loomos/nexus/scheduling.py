@@ -23,6 +23,8 @@ from loomos.nexus.usage import Holding, Usage, Waiting, taken
 
 DIGEST_LENGTH = 16
 """Characters of a digest by which a node's earlier inputs are remembered."""
+MOST_GRANTS = 50
+"""Requests that one round grants at most: the workflow that decides does nothing else meanwhile."""
 BEHIND = "behind requests of higher priority or age"
 
 Free = dict[str, Amounts]
@@ -113,6 +115,8 @@ class Round:
             if reason is not None:
                 self._made.reasons[waiting.request.job_id] = reason
             if self._looked_at > self._config.backfill_depth and not explain:
+                break
+            if len(self._made.grants) >= MOST_GRANTS:
                 break
         self._extend()
         self._grow()
