@@ -24,6 +24,7 @@ class PresenceActivities:
         self._scratch = scratch
         self.is_held = asyncio.Event()
         self._leaving = asyncio.Event()
+        self._holds = 0
 
     def leave(self) -> None:
         """End the activity in order: the cluster marks the node lost at once."""
@@ -32,6 +33,8 @@ class PresenceActivities:
     @activity.defn
     async def hold_node(self, info: NodeInfo) -> Empty:
         """Heartbeat with the node's load until it leaves."""
+        # After a new run of the cluster both runs' activities are here for a moment.
+        self._holds += 1
         self.is_held.set()
         silence = activity.info().heartbeat_timeout
         interval_s = max(INTERVAL_S, silence.total_seconds() / 5 if silence else 0)
@@ -50,5 +53,7 @@ class PresenceActivities:
                     async with asyncio.timeout(interval_s):
                         await self._leaving.wait()
         finally:
-            self.is_held.clear()
+            self._holds -= 1
+            if not self._holds:
+                self.is_held.clear()
         return Empty()

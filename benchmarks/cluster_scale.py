@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import socket
 import subprocess
@@ -59,6 +60,7 @@ from loomos.jobs.cluster import (
     StatusQuery,
 )
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE
+from loomos.lifeline import die_with_parent
 from loomos.manifest import Resources
 from loomos.runtime import run_process
 from loomos.settings import Settings, TemporalSettings
@@ -81,13 +83,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def temporal_server() -> Iterator[str]:
-    """A server with the stack's profile; gives its address."""
+def temporal_server(folder_for: Path | None) -> Iterator[str]:
+    """A server with the stack's profile and its database in a folder; gives its address."""
     port, ui = free_port(), free_port()
     binary = str(Path(sys.executable).parent / "temporal")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=folder_for) as folder:
         command = [
-            *(binary, "server", "start-dev", "--ip=127.0.0.1", "--log-level=error"),
+            *(binary, "server", "start-dev", "--ip=127.0.0.1", "--log-level=never"),
             *(f"--port={port}", f"--ui-port={ui}", f"--db-filename={folder}/temporal.db"),
             *temporal_profile(),
         ]
@@ -134,7 +136,6 @@ class Nodes:
 
     def __init__(self, client: Client, count: int) -> None:
         self._client = client
-        self._polls = asyncio.Semaphore(50)
         self.infos = [
             NodeInfo(
                 node_id=f"node-{number:04d}",
@@ -171,17 +172,18 @@ class Nodes:
         service, namespace = self._client.workflow_service, self._client.namespace
         queue = TaskQueue(name=info.task_queue)
         while True:
-            async with self._polls:
-                try:
-                    task = await service.poll_activity_task_queue(
-                        PollActivityTaskQueueRequest(
-                            namespace=namespace, task_queue=queue, identity=info.node_id
-                        ),
-                        timeout=timedelta(seconds=5),
-                    )
-                except RPCError:
-                    continue
-            if not task.task_token:
+            try:
+                task = await service.poll_activity_task_queue(
+                    PollActivityTaskQueueRequest(
+                        namespace=namespace, task_queue=queue, identity=info.node_id
+                    ),
+                    timeout=timedelta(seconds=70),
+                )
+            except RPCError:
+                await asyncio.sleep(1)
+                continue
+            if not task.task_token:  # nobody holds it: it says hello again, as a worker does
+                await self.register(info)
                 continue
             self.holds += 1
             beat = RecordActivityTaskHeartbeatRequest(
@@ -211,6 +213,15 @@ class Jobs:
         self.counts: Counter[str] = Counter()
         self._number = 0
 
+    async def _tell(self, signal: str, message: LeaseRequest | ReleaseRequest) -> None:
+        """Signal the cluster, again if the server is busy: workflows' signals wait likewise."""
+        while True:
+            try:
+                return await self._cluster.signal(signal, message)
+            except RPCError as error:
+                self.counts[f"signals that waited: {error.status.name}"] += 1
+                await asyncio.sleep(0.2)
+
     async def submit(self) -> None:
         """Start a job and have it ask for nodes."""
         self._number += 1
@@ -231,7 +242,7 @@ class Jobs:
             affinity=[f"{number % 300:064x}", f"{number % 30:064x}"],
         )
         self._requests[job_id] = request
-        await self._cluster.signal("request_lease", request)
+        await self._tell("request_lease", request)
 
     async def end_one(self) -> None:
         """A job that holds nodes is done."""
@@ -246,7 +257,7 @@ class Jobs:
             workload=f"work-{lease.epoch % 9}",
             step_s=random.uniform(0.5, 1.0),
         )
-        await self._cluster.signal("release_lease", release)
+        await self._tell("release_lease", release)
         await self._client.get_workflow_handle(job_id).terminate()
         self._requests.pop(job_id, None)
 
@@ -271,17 +282,17 @@ class Jobs:
             job_id = AdmissionOpen.model_validate_json(payload.data).job_id
             self.counts["called"] += 1
             if job_id in self._requests:
-                await self._cluster.signal("request_lease", self._requests[job_id])
+                await self._tell("request_lease", self._requests[job_id])
         elif signal == "lease_revoked":
             revoked = json.loads(payload.data)["epoch"]
             for lease in list(self.leases.values()):
                 if lease.epoch == revoked:
-                    await self._cluster.signal(
+                    await self._tell(
                         "release_lease",
                         ReleaseRequest(job_id=lease.job_id, run_id=lease.run_id, epoch=revoked),
                     )
                     del self.leases[lease.job_id]
-                    await self._cluster.signal("request_lease", self._requests[lease.job_id])
+                    await self._tell("request_lease", self._requests[lease.job_id])
             self.counts["revoked"] += 1
 
 
@@ -424,9 +435,10 @@ async def simulate(address: str, nodes_count: int, jobs_count: int, minutes: flo
     nodes, jobs = Nodes(client, nodes_count), Jobs(client)
     began = time.monotonic()
     living = []
-    for info in nodes.infos:
-        await nodes.register(info)
-        living.append(asyncio.create_task(nodes.live(info)))
+    for first in range(0, nodes_count, 20):
+        some = nodes.infos[first : first + 20]
+        await asyncio.gather(*(nodes.register(info) for info in some))
+        living += [asyncio.create_task(nodes.live(info)) for info in some]
     await patiently(ClusterClient(client))
     watch = Watch(client, jobs)
     following = asyncio.create_task(watch.follow())
@@ -532,12 +544,14 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=11_000, help="those that hold nodes included")
     parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--folder", type=Path, help="where the database is; default: for temporary")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
+        die_with_parent(os.getppid())
         run_process(lambda stop: work(chosen.worker, stop))
         return
-    with temporal_server() as address, worker_process(address):
+    with temporal_server(chosen.folder) as address, worker_process(address):
         good = asyncio.run(simulate(address, chosen.nodes, chosen.jobs, chosen.minutes))
     sys.exit(0 if good else 1)
 

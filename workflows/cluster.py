@@ -44,7 +44,6 @@ with workflow.unsafe.imports_passed_through():
     from loomos.nexus.overview import Overview
     from loomos.nexus.packing import pack, unpack
     from loomos.nexus.policies import find_policy
-    from loomos.nexus.scheduling import MOST_GRANTS
     from loomos.nexus.usage import Waiting
     from workflows import calls
     from workflows.causes import root_cause
@@ -53,8 +52,12 @@ AUDIT_INTERVAL = timedelta(seconds=60)
 """Time between looks for holders that are gone."""
 MOST_AUDITED = 500
 """Holders that one audit looks at; the next goes on after them."""
-MOST_TOLD = 100
-"""Holders that are told something at once."""
+MOST_TOLD = 50
+"""Holders that are told something in one of the workflow's tasks, which must be done in 2 s."""
+MOST_HELD = 50
+"""Nodes that are held anew in one task."""
+PAUSE = timedelta(milliseconds=1)
+"""Ends a task: what follows is done in the next."""
 HEARTBEAT_BUDGET = timedelta(milliseconds=50)
 """A node may be silent for so long times the number of nodes, if that is more than usual: every
 heartbeat is a write to this one workflow."""
@@ -81,11 +84,15 @@ class Cluster:
     async def run(self, state: ClusterState) -> None:
         """Serve until the history is long, then go on in a new run."""
         self._is_beside = workflow.patched(AUDITS_BESIDE)
-        auditing = asyncio.create_task(self._audits()) if self._is_beside else None
+        if self._is_beside:
+            self._auditing = asyncio.create_task(self._audits())
         while not workflow.info().is_continue_as_new_suggested():
             self._changed = False
             self._hold_nodes()
             await self._decide()
+            if self._is_beside and self._unheld():
+                await workflow.sleep(PAUSE)  # the rest in a task of its own
+                continue
             try:
                 await workflow.wait_condition(
                     lambda: self._changed or workflow.info().is_continue_as_new_suggested(),
@@ -94,8 +101,8 @@ class Cluster:
             except TimeoutError:
                 await self._audit_holders()
         await workflow.wait_condition(workflow.all_handlers_finished)
-        for task in (*self._holds.values(), *([auditing] if auditing else [])):
-            task.cancel()
+        for task in () if self._is_beside else tuple(self._holds.values()):
+            task.cancel()  # later runs leave it to the end of the run: there may be a thousand
         carried = {
             "revoked": self._revoked,
             "turned_away": self._turned_away,
@@ -187,10 +194,16 @@ class Cluster:
 
     def _hold_nodes(self) -> None:
         """Keep one `hold_node` activity per living node."""
-        for node in self._allocation.nodes.values():
-            queue = node.info.task_queue
-            if node.state != NodeState.LOST and queue not in self._holds:
-                self._holds[queue] = asyncio.create_task(self._hold(node.info))
+        for info in self._unheld()[: MOST_HELD if self._is_beside else None]:
+            self._holds[info.task_queue] = asyncio.create_task(self._hold(info))
+
+    def _unheld(self) -> list[NodeInfo]:
+        """Living nodes without an activity."""
+        return [
+            node.info
+            for node in self._allocation.nodes.values()
+            if node.state != NodeState.LOST and node.info.task_queue not in self._holds
+        ]
 
     async def _hold(self, info: NodeInfo) -> None:
         silence = max(calls.HEARTBEAT_TIMEOUT, HEARTBEAT_BUDGET * len(self._allocation.nodes))
@@ -206,8 +219,8 @@ class Cluster:
     async def _decide(self) -> None:
         """Send what nodes' ends and the scheduler ask back, then what is granted."""
         granted, asked_back = self._allocation.decide(workflow.now())
-        if len(granted) >= MOST_GRANTS:
-            self._changed = True  # there may be more to give
+        if self._allocation.has_more:
+            self._changed = True
         revoked, self._revoked = [*self._revoked, *asked_back], []
         turned_away, self._turned_away = self._turned_away, []
         if not self._is_beside:

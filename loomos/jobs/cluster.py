@@ -300,7 +300,7 @@ class StatusQuery(Message):
 
     cursor: str = ""
     """`next_cursor` of the page before; empty for the first."""
-    most_bytes: Annotated[int, Field(ge=1000, le=800_000)] = 700_000
+    most_bytes: Annotated[int, Field(ge=1000, le=800_000)] = 400_000
     """About how large the answer may be."""
 
 

@@ -51,6 +51,8 @@ class Allocation:
     lobby: Lobby = field(default_factory=Lobby)
     version: int = 0
     """Grows with every change, so that what was computed of it can be kept until the next."""
+    has_more: bool = False
+    """Whether the newest round left something undecided."""
     _used: Usage | None = None
 
     @classmethod
@@ -247,6 +249,7 @@ class Allocation:
     def decide(self, now: datetime) -> tuple[list[Lease], list[tuple[Lease, LeaseRevoked]]]:
         """Grant what can be granted now, in order, and ask back what stands in the way."""
         made = self.round(now).decide()
+        self.has_more = made.is_cut
         if made.grants or made.revocations:
             self.version += 1
         asked_back = []

@@ -24,7 +24,10 @@ from loomos.nexus.usage import Holding, Usage, Waiting, taken
 DIGEST_LENGTH = 16
 """Characters of a digest by which a node's earlier inputs are remembered."""
 MOST_GRANTS = 50
-"""Requests that one round grants at most: the workflow that decides does nothing else meanwhile."""
+"""Requests that one round grants at most; what is left is for the next."""
+MOST_SCORED = 5000
+"""Nodes that one round compares at most, if it has granted something: the workflow that decides
+does nothing else meanwhile, and must be done with it in two seconds."""
 BEHIND = "behind requests of higher priority or age"
 
 Free = dict[str, Amounts]
@@ -55,6 +58,8 @@ class Decisions:
     """In order."""
     revocations: list[Revocation] = field(default_factory=list)
     """Leases to ask back."""
+    is_cut: bool = False
+    """Whether the round ended before it had looked at everything: another one should follow."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why each request that was not granted waits, by job, in order."""
 
@@ -102,6 +107,7 @@ class Round:
         self._too_big: set[tuple[object, ...]] = set()
         self._too_big_beside: set[tuple[object, ...]] = set()
         self._looked_at = 0
+        self._scored = 0
         self._made = Decisions()
 
     def decide(self, *, explain: bool = False) -> Decisions:
@@ -116,10 +122,12 @@ class Round:
                 self._made.reasons[waiting.request.job_id] = reason
             if self._looked_at > self._config.backfill_depth and not explain:
                 break
-            if len(self._made.grants) >= MOST_GRANTS:
+            if len(self._made.grants) >= MOST_GRANTS or self._scored >= MOST_SCORED:
+                self._made.is_cut = True
                 break
-        self._extend()
-        self._grow()
+        if not self._made.is_cut:
+            self._extend()
+            self._grow()
         return self._made
 
     def why_never(self, waiting: Waiting) -> str | None:
@@ -211,6 +219,7 @@ class Round:
         if len(fitting) < count:
             return None
         if len(fitting) > count:
+            self._scored += len(fitting)
             fitting.sort(key=lambda node_id: (-self._score(waiting, node_id), node_id))
         return fitting[:count]
 
@@ -229,9 +238,10 @@ class Round:
     def _score(self, waiting: Waiting, node_id: str) -> float:
         info, free = self._usage.ready[node_id], self._free[node_id]
         history = self._history.get(node_id) or NodeHistory()
-        wanted = waiting.request.affinity
-        had = {digest[:DIGEST_LENGTH] for digest in history.affinity}
-        near = sum(digest[:DIGEST_LENGTH] in had for digest in wanted) / max(1, len(wanted))
+        wanted, near = waiting.request.affinity, 0.0
+        if wanted and history.affinity:
+            had = {digest[:DIGEST_LENGTH] for digest in history.affinity}
+            near = sum(digest[:DIGEST_LENGTH] in had for digest in wanted) / len(wanted)
         stats = WorkerStats(
             node_id=node_id,
             available_resources=self._usage.available(node_id, free),

@@ -196,3 +196,11 @@ def test_a_fence_lets_only_the_newest_term_through(stack: Stack) -> None:
         fence.enter(2, "c")
     found = fence.read()
     assert found is not None and found.content == "one"
+
+
+async def test_an_election_may_be_triggered_as_soon_as_a_node_has_started(stack: Stack) -> None:
+    async with ConsensusManager(
+        "only", ["only"], 1000, 200, group="at-once", settings=settings(stack)
+    ) as consensus:
+        status = await consensus.trigger_election()
+        assert (status.leader, status.term >= 2) == ("only", True)

@@ -94,6 +94,9 @@ async def test_a_coordinator_starts_looks_and_trains(stack: Stack, client: LoomO
     with pytest.raises(Conflict, match="not started"):
         await MasterCoordinator(config).get_cluster_status()
     await master.start()
+    assert (await client.scheduler.config()) == before, "starting changes nobody's placement"
+    assert await master.apply_load_balancing() == before.policy
+    assert (await client.scheduler.config()).policy == "performance-weighted"
     status = await master.get_cluster_status()
     assert (status.active_workers, status.total_capacity, status.current_load) == (2, 2, 0.0)
     small: dict[str, Any] = {
@@ -102,18 +105,14 @@ async def test_a_coordinator_starts_looks_and_trains(stack: Stack, client: LoomO
         "batch_size": 4,
         "learning_rate": 1e-4,
         "distributed_strategy": "data_parallel",
-        "model_config": {
-            "hidden_size": 64,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-        },
+        "model_config": {"hidden_size": 64, "num_hidden_layers": 1},
         "max_steps": 3,
         "sequence_length": 64,
     }
     job_id = await master.submit_training_job(small)
     done = await stack.until(client, job_id, JobState.COMPLETED)
     assert done.labels == {"cluster": "training_cluster_01"}
+    assert done.published and done.published.size_bytes < 1_000_000
     with pytest.raises(InvalidInput, match="distributed_strategy: no 'magic'"):
         await master.submit_training_job(small | {"distributed_strategy": "magic"})
     with pytest.raises(Conflict, match="2 nodes are ready, more than 1"):

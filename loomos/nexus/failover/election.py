@@ -26,7 +26,7 @@ from temporalio.worker import Worker, WorkerDeploymentConfig, WorkerDeploymentVe
 
 from loomos.client.answers import answered
 from loomos.client.temporal import connect
-from loomos.errors import Conflict, InvalidInput, LoomOSError
+from loomos.errors import Conflict, InvalidInput, LoomOSError, NotFound
 from loomos.jobs.leadership import Candidate, ElectionInput, LeadershipStatus, Tenure
 from loomos.jobs.message import Empty
 from loomos.jobs.names import CONTROL_QUEUE, leadership_workflow_id
@@ -169,12 +169,21 @@ class ConsensusManager:
     async def trigger_election(self) -> LeadershipStatus:
         """Have the leader step down, for maintenance; returns when the next has been chosen.
 
+        An election that is under way, as after `start`, is waited for: whoever wins it steps down.
+
         Raises:
-            Conflict: nobody leads now.
+            Conflict: nobody leads, and nobody comes to lead within three election time-outs.
         """
-        return await answered(
-            self._election.execute_update("trigger_election", result_type=LeadershipStatus)
-        )
+        deadline = time.monotonic() + 3 * self._timeout_s
+        while True:
+            try:
+                return await answered(
+                    self._election.execute_update("trigger_election", result_type=LeadershipStatus)
+                )
+            except (Conflict, NotFound) as error:
+                if self._client is None or time.monotonic() > deadline:
+                    raise Conflict(f"{self.group}: {error}") from None
+            await asyncio.sleep(self._interval_s / 4)
 
     async def write(self, content: Any) -> Written:
         """Write the group's value as its leader.

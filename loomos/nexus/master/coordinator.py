@@ -5,6 +5,7 @@ A thin face over the gateway. Nodes, heartbeats and leases are kept by the `Clus
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ from loomos.manifest import JobManifest
 
 _STRATEGIES = {"data_parallel": "ddp", "ddp": "ddp", "fully_sharded": "fsdp2", "fsdp2": "fsdp2"}
 _BASES = {"transformer": "init:llama"}
+
+SEQUENCE_LENGTH = 512
+"""Tokens of a sequence where nothing else is said; the default of manifests."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +37,8 @@ class ClusterConfig:
     failure_threshold: int = 5
     """Heartbeats. A node of LoomOS is lost after 10 s of silence whatever is wished here."""
     load_balancing_strategy: str = "bin_pack"
-    """Placement policy: bin_pack, spread, priority_first, performance_weighted, cost_aware."""
+    """Placement policy that is expected: bin_pack, spread, priority_first, performance_weighted,
+    cost_aware. It holds for everybody's jobs, so it changes by `apply_load_balancing` alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +75,15 @@ class MasterCoordinator:
         await self.stop()
 
     async def start(self) -> None:
-        """Connect, and have the cluster place jobs as the config says.
+        """Connect. The cluster stays as it is: how it places jobs is not this program's alone.
 
         Raises:
             Unavailable: no gateway answers.
             InvalidInput: there is no such strategy.
             Conflict: the cluster is larger than `max_workers`.
         """
+        if not self._policy:
+            raise InvalidInput("load_balancing_strategy: name one, as bin_pack")
         if self._client is None:
             self._client = LoomOSClient()
         ready = (await self._client.get_available_resources()).nodes_ready
@@ -84,9 +93,32 @@ class MasterCoordinator:
                 "cordon some or raise it"
             )
         rules = await self._client.scheduler.config()
-        policy = self.config.load_balancing_strategy.replace("_", "-")
-        if rules.policy != policy:
-            await self._client.scheduler.configure(rules.model_copy(update={"policy": policy}))
+        if rules.policy != self._policy:
+            log.warning(
+                "%s places jobs by %s, not %s; apply_load_balancing() changes that for everybody",
+                self.config.cluster_name,
+                rules.policy,
+                self._policy,
+            )
+
+    async def apply_load_balancing(self) -> str:
+        """Have the cluster place everybody's jobs as the config says, from now on.
+
+        Returns:
+            The policy by which it placed them before.
+
+        Raises:
+            InvalidInput: there is no such strategy.
+        """
+        rules = await self._connected.scheduler.config()
+        if rules.policy != self._policy:
+            changed = rules.model_copy(update={"policy": self._policy})
+            await self._connected.scheduler.configure(changed)
+        return rules.policy
+
+    @property
+    def _policy(self) -> str:
+        return self.config.load_balancing_strategy.replace("_", "-")
 
     async def stop(self) -> None:
         """Disconnect; the cluster and its jobs go on."""
@@ -110,7 +142,9 @@ class MasterCoordinator:
 
         Args:
             job_config: `model_type` (`transformer`, or what `base_model` of a manifest takes),
-                `training_data`, `distributed_strategy` (`data_parallel` or `fully_sharded`),
+                `model_config` (of a transformer; whatever is not given follows from what is, and
+                some 4 million parameters from nothing), `training_data`,
+                `distributed_strategy` (`data_parallel` or `fully_sharded`),
                 `nodes`, `name`, and any field of `FineTuning`; one epoch unless it says more.
 
         Raises:
@@ -134,6 +168,9 @@ class MasterCoordinator:
         }
         if str(config["model_name"]).startswith("init:"):
             config.setdefault("tokenizer", "byte")
+        if base == "transformer":
+            length = int(config.get("sequence_length", SEQUENCE_LENGTH))
+            config["model_config"] = _sized(config.get("model_config", {}), length)
         if "max_steps" not in config:
             config.setdefault("num_epochs", 1)
         document = (
@@ -153,3 +190,19 @@ class MasterCoordinator:
         if self._client is None:
             raise Conflict("the coordinator is not started; call start() first")
         return self._client
+
+
+def _sized(given: Mapping[str, Any], sequence_length: int) -> dict[str, Any]:
+    """Sizes of a transformer: what is given, and the usual proportions of it."""
+    hidden = int(given.get("hidden_size", 256))
+    heads = next(n for n in (max(1, hidden // 64), 2, 1) if hidden % n == 0)
+    heads = int(given.get("num_attention_heads", heads))
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": -(-hidden * 8 // 3 // 64) * 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": max(2048, sequence_length),
+        **given,
+    }
