@@ -432,6 +432,12 @@ async def tasks(*running: asyncio.Task[None]) -> AsyncIterator[None]:
 async def simulate(address: str, nodes_count: int, jobs_count: int, minutes: float) -> bool:
     """Set the scene, have a change a second, and say what came of it."""
     client = await connect(TemporalSettings(address=address), patience_s=60)
+    while True:  # a server that answers may yet have to make its namespace
+        try:
+            await client.count_workflows()
+            break
+        except RPCError:
+            await asyncio.sleep(0.2)
     nodes, jobs = Nodes(client, nodes_count), Jobs(client)
     began = time.monotonic()
     living = []

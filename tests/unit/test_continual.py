@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from activities.continual import _new_samples
 from loomos.continual.memory import change_state, concluded, over_budget, read_state
 from loomos.continual.samples import learnable, mix
 from loomos.errors import InvalidManifest
 from loomos.jobs.continual import (
     Budget,
     Collect,
+    CollectRequest,
     ContinualJob,
+    ContinualSpec,
     ContinualState,
     PendingMarks,
     UpdateRecord,
 )
+from loomos.local_files import Reach
 from loomos.manifest import read_document
+from loomos.serving.outcomes import RecordWriters
 from loomos.storage._local import LocalStore
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -115,3 +120,41 @@ def test_malformed_schedules_are_refused(tmp_path: Path, changes: str, message: 
     )
     with pytest.raises(InvalidManifest, match=message):
         read_document(path, ContinualJob)
+
+
+def collect(
+    store: LocalStore, name: str, reach: Reach, **fields: object
+) -> tuple[list[str], PendingMarks]:
+    spec = {
+        "endpoint": "e",
+        "cron": "0 3 * * *",
+        "collect": {"captures": True, "unrated": True, "max_samples": 3, **fields},
+    }
+    request = CollectRequest(update_id="u", name=name, spec=ContinualSpec.model_validate(spec))
+    found, marks = _new_samples(store, request, read_state(store, name), reach)
+    return [s["messages"][0]["content"] if "messages" in s else s["text"] for s in found], marks
+
+
+def test_samples_beyond_the_most_of_an_update_are_left_for_the_next(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    writers = RecordWriters(store, "server")
+    for chunk in (["a", "b", "c", "d", "e"], ["f"]):
+        for name in chunk:
+            writers.sample("e", captured(name))
+        writers.flush()
+    lines = tmp_path / "more.jsonl"
+    lines.write_text("".join(f'{{"text": "line {n}"}}\n' for n in range(3)))
+    learnt: list[list[str]] = []
+    for period in range(4):
+        found, marks = collect(store, "n", Reach(roots=(tmp_path.resolve(),)), files=[str(lines)])
+        learnt.append(found)
+        pending = {"pending": {f"u{period}": marks}}
+        change_state(store, "n", lambda s, pending=pending: s.model_copy(update=pending))
+        done = record(f"u{period}")
+        change_state(store, "n", lambda s, done=done: concluded(s, done, learnt=True))
+    assert learnt == [
+        ["question a", "question b", "question c"],
+        ["question d", "question e", "question f"],
+        ["line 0", "line 1", "line 2"],
+        [],
+    ]
