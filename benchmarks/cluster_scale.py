@@ -65,7 +65,7 @@ from loomos.manifest import Resources
 from loomos.runtime import run_process
 from loomos.settings import Settings, TemporalSettings
 from loomos.stack.members import temporal_profile
-from workers.build import deployment
+from workers.build import deployment, tolerate_long_tasks
 from workers.control import sandbox
 from workflows.cluster import Cluster
 
@@ -122,11 +122,13 @@ async def work(address: str, stop: asyncio.Event) -> None:
         workflows=[Cluster],
         activities=[ControlActivities(Settings(), client).audit_leases],
         workflow_runner=sandbox(),
+        max_concurrent_workflow_task_polls=10,
         interceptors=[FailureInterceptor()],
         deployment_config=deployment(),
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         max_heartbeat_throttle_interval=timedelta(seconds=1),
     )
+    tolerate_long_tasks(worker)
     async with worker:
         await stop.wait()
 
@@ -440,7 +442,9 @@ async def simulate(address: str, nodes_count: int, jobs_count: int, minutes: flo
             await asyncio.sleep(0.2)
     nodes, jobs = Nodes(client, nodes_count), Jobs(client)
     began = time.monotonic()
-    living = []
+    living: list[asyncio.Task[None]] = []
+    await nodes.register(nodes.infos[0])
+    await patiently(ClusterClient(client))
     for first in range(0, nodes_count, 20):
         some = nodes.infos[first : first + 20]
         await asyncio.gather(*(nodes.register(info) for info in some))

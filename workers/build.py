@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from temporalio.common import WorkerDeploymentVersion
-from temporalio.worker import WorkerDeploymentConfig
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
 
 def deployment() -> WorkerDeploymentConfig:
@@ -14,3 +14,19 @@ def deployment() -> WorkerDeploymentConfig:
         version=WorkerDeploymentVersion(deployment_name="loomos", build_id=version("loomos")),
         use_worker_versioning=False,
     )
+
+
+LONGEST_TASK_S = 5.0
+"""Seconds that one task of a workflow may take; the server then gives it to another worker."""
+
+
+def tolerate_long_tasks(worker: Worker) -> None:
+    """Let workflows think for as long as the server lets them.
+
+    By default a worker takes a workflow for deadlocked that has not yielded for 2 s, and its task
+    fails. After an outage a task may hold a thousand signals, and on a loaded machine that is no
+    deadlock: the task would be tried again with as many signals, and fail for ever.
+    """
+    inner = worker._workflow_worker
+    assert inner is not None and inner._deadlock_timeout_seconds is not None
+    inner._deadlock_timeout_seconds = LONGEST_TASK_S

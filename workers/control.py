@@ -33,7 +33,7 @@ from loomos.nexus.policies import load_policies
 from loomos.pulse import ready_when
 from loomos.runtime import run_process
 from loomos.settings import load_settings
-from workers.build import deployment
+from workers.build import deployment, tolerate_long_tasks
 from workers.early_queries import EarlyQueryGuard
 from workflows.campaign import RLCampaign
 from workflows.cluster import Cluster
@@ -138,6 +138,7 @@ async def main(stop: asyncio.Event) -> None:
         graceful_shutdown_timeout=timedelta(seconds=5),
         max_concurrent_workflow_task_polls=10,
     )
+    tolerate_long_tasks(worker)
     async with db, worker:
         ready_when(lambda: worker.is_running)
         await keep_collecting(client, settings.retention.every, stop)
