@@ -57,6 +57,7 @@ from loomos.jobs.cluster import (
     LeaseRequest,
     NodeInfo,
     ReleaseRequest,
+    SchedulerConfig,
     StatusQuery,
 )
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE
@@ -431,7 +432,9 @@ async def tasks(*running: asyncio.Task[None]) -> AsyncIterator[None]:
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def simulate(address: str, nodes_count: int, jobs_count: int, minutes: float) -> bool:
+async def simulate(
+    address: str, nodes_count: int, jobs_count: int, minutes: float, queue_limit: int
+) -> bool:
     """Set the scene, have a change a second, and say what came of it."""
     client = await connect(TemporalSettings(address=address), patience_s=60)
     while True:  # a server that answers may yet have to make its namespace
@@ -441,10 +444,12 @@ async def simulate(address: str, nodes_count: int, jobs_count: int, minutes: flo
         except RPCError:
             await asyncio.sleep(0.2)
     nodes, jobs = Nodes(client, nodes_count), Jobs(client)
+    cluster = ClusterClient(client)
     began = time.monotonic()
     living: list[asyncio.Task[None]] = []
     await nodes.register(nodes.infos[0])
-    await patiently(ClusterClient(client))
+    await patiently(cluster)
+    await cluster.configure(SchedulerConfig(queue_limit=queue_limit))
     for first in range(0, nodes_count, 20):
         some = nodes.infos[first : first + 20]
         await asyncio.gather(*(nodes.register(info) for info in some))
@@ -458,7 +463,8 @@ async def simulate(address: str, nodes_count: int, jobs_count: int, minutes: flo
             await asyncio.gather(*(jobs.submit() for _ in range(min(20, jobs_count - first))))
             if following.done():
                 following.result()
-        cluster = ClusterClient(client)
+            if first % 1000 == 0:
+                print(f"{first} jobs after {time.monotonic() - began:.0f} s", flush=True)
         deadline = time.monotonic() + 300
         while (page := await patiently(cluster)).leases_total < nodes_count * 0.9:
             assert time.monotonic() < deadline, f"{page.leases_total} leases, {following}"
@@ -554,6 +560,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=11_000, help="those that hold nodes included")
     parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--queue-limit", type=int, default=1000, help="requests admitted at once")
     parser.add_argument("--folder", type=Path, help="where the database is; default: for temporary")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -562,7 +569,9 @@ def main() -> None:
         run_process(lambda stop: work(chosen.worker, stop))
         return
     with temporal_server(chosen.folder) as address, worker_process(address):
-        good = asyncio.run(simulate(address, chosen.nodes, chosen.jobs, chosen.minutes))
+        good = asyncio.run(
+            simulate(address, chosen.nodes, chosen.jobs, chosen.minutes, chosen.queue_limit)
+        )
     sys.exit(0 if good else 1)
 
 

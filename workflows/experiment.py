@@ -273,12 +273,12 @@ class ExperimentSweep:
 
     async def _try(self, request: TrialRequest) -> TrialResult:
         """One attempt at a trial; that the store or Temporal is away is no result of it."""
-        while True:
-            result = await self._try_once(request)
-            if result is not None:
-                return result
-            self._log.note(f"trial {request.number} waits for the store")
+        while (result := await self._try_once(request)) is None:
+            waits = f"trial {request.number} waits for the store"
+            if self._log.message != waits:  # an outage may be long, and the timeline is kept
+                self._log.note(waits)
             await workflow.sleep(OUTAGE_WAIT)
+        return result
 
     async def _try_once(self, request: TrialRequest) -> TrialResult | None:
         """None if the machine was to blame."""

@@ -22,7 +22,7 @@ from loomos.jobs.cluster import (
 )
 from loomos.jobs.names import CLUSTER_WORKFLOW_ID
 
-_CURSOR = re.compile(r"nodes:.{0,253}|(?:queue|leases):[0-9]{0,18}")
+_CURSOR = re.compile(r"nodes:[^\x00-\x1f\ud800-\udfff]{0,253}|(?:queue|leases):[0-9]{0,18}")
 
 
 class ClusterClient:
