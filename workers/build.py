@@ -16,7 +16,7 @@ def deployment() -> WorkerDeploymentConfig:
     )
 
 
-LONGEST_TASK_S = 5.0
+LONGEST_TASK_S = 5
 """Seconds that one task of a workflow may take; the server then gives it to another worker."""
 
 
