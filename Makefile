@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help postgres sandbox setup check lint test test-all demo bench up down openapi
+.PHONY: help postgres sandbox setup check lint test test-all demo bench up down openapi sdk
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,3 +62,9 @@ down: ## stop the stack
 
 openapi: $(STAMP) ## write docs/openapi.json anew
 	$(BIN)/python -m api.openapi > docs/openapi.json
+
+sdk: $(STAMP) ## write the twin of the client anew
+	$(BIN)/python -m loomos.client.twin > loomos/client/.synchronous.py
+	mv loomos/client/.synchronous.py loomos/client/synchronous.py
+	$(BIN)/ruff check --quiet --fix loomos/client/synchronous.py
+	$(BIN)/ruff format --quiet loomos/client/synchronous.py

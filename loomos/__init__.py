@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
     from loomos.client.job_spec import JobSpec, ResourceRequirements
+    from loomos.client.synchronous import SyncLoomOSClient
     from loomos.manifest import JobManifest, ManifestValidator
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LoomOSClient",
     "ManifestValidator",
     "ResourceRequirements",
+    "SyncLoomOSClient",
     "__version__",
 ]
 
@@ -35,5 +37,6 @@ __getattr__ = lazy(
         "LoomOSClient": "loomos.client.http",
         "ManifestValidator": "loomos.manifest",
         "ResourceRequirements": "loomos.client.job_spec",
+        "SyncLoomOSClient": "loomos.client.synchronous",
     },
 )
