@@ -11,6 +11,8 @@ import typer
 from loomos.cli.output import Format, Output, chosen, show
 
 if TYPE_CHECKING:
+    from subprocess import Popen
+
     from loomos.stack.state import StackState, StateDir
 
 SILENT_S = 30.0
@@ -44,10 +46,11 @@ def up(
     from loomos.errors import InvalidInput
 
     state = _state_dir(folder, starts=True)
+    started = None
     if not state.is_supervised():
         state.prepare()
         with (state.logs / "supervisor.log").open("ab") as log:
-            subprocess.Popen(
+            started = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "loomos.stack.supervisor"),
                     *(str(state.root), str(nodes), str(servers)),
@@ -58,7 +61,7 @@ def up(
                 start_new_session=True,
                 env={**os.environ, **_allowed_roots()},
             )
-    healthy = _await_health(state, timeout, quiet=chosen(output) != Format.TABLE)
+    healthy = _await_health(state, timeout, started, quiet=chosen(output) != Format.TABLE)
     try:
         name = register_stack(state.root)
     except (OSError, InvalidInput) as error:
@@ -179,15 +182,26 @@ def _state_dir(folder: Path | None, *, starts: bool = False) -> StateDir:
     return StateDir(nearest or Path.cwd() / contexts.STATE_DIR)
 
 
-def _await_health(state: StateDir, timeout_s: float, *, quiet: bool) -> StackState:
-    """Print each member once it is healthy."""
+def _await_health(
+    state: StateDir, timeout_s: float, started: Popen[bytes] | None, *, quiet: bool
+) -> StackState:
+    """Print each member once it is healthy.
+
+    Args:
+        state: the stack.
+        timeout_s: how long to wait.
+        started: the supervisor that this command started, if it did. On a busy machine it takes a
+            while before it shows, and until then the state is that of the one before.
+        quiet: print nothing.
+    """
     from loomos.errors import Unavailable
 
     deadline = time.monotonic() + timeout_s
     shown: set[str] = set()
-    started = time.monotonic()
     while True:
         known = state.read()
+        if known and started and known.supervisor_pid != started.pid:
+            known = None
         supervised = state.is_supervised()
         for member in known.members if known and supervised else ():
             if member.healthy and member.name not in shown:
@@ -196,7 +210,7 @@ def _await_health(state: StateDir, timeout_s: float, *, quiet: bool) -> StackSta
                     print(f"{member.name:<10} {member.url}", flush=True)
         if known is not None and supervised and known.is_healthy:
             return known
-        if not supervised and time.monotonic() - started > 5:
+        if (started is None or started.poll() is not None) and not state.is_supervised():
             raise Unavailable(f"the supervisor ended; see {state.logs / 'supervisor.log'}")
         if time.monotonic() > deadline:
             late = "; ".join(_problems(known)) if known else "no state was written"

@@ -57,7 +57,7 @@ LEAST_FREE_BYTES = 4 * 1024 * 1024
 class Patience:
     """How long a member may be sick before it is started again."""
 
-    start_s: float = 120.0
+    start_s: float = 300.0
     """Until it is healthy for the first time."""
     sick_s: float = 30.0
     """Once it was healthy."""
