@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loomos.jobs.training import CheckpointRef, Progress, TrainAssignment, TrainOutcome
+from loomos.jobs.training import Progress, TrainAssignment, TrainOutcome
 from loomos.storage import Store
 from loomos.storage.chunks import ChunkWriter
 from loomos.storage.layout import events_prefix, logs_prefix, metrics_prefix
+from loomos.training.report import (
+    CommittedReport,
+    CorruptReport,
+    EvaluationReport,
+    FailedReport,
+    FinishedReport,
+    PlanReport,
+    RankReport,
+    ResumedReport,
+    StepReport,
+    WorkingReport,
+    read_report,
+)
 
 FLUSH_INTERVAL_S = 1.0
 LONGEST_LOG_LINE = 8192
-PROGRESS_KINDS = {"step", "evaluation", "committed", "resumed", "plan", "corrupt"}
 
 
 class AttemptReports:
@@ -59,10 +70,18 @@ class AttemptReports:
             loop.remove_reader(self._fd)
 
     def finish(self) -> None:
-        """Take in what is left after the ranks have ended, write it, and close the pipe."""
-        self._read_pipe()
-        self.flush()
-        os.close(self._fd)
+        """Take in what is left after the ranks have ended, write it, and close the pipe.
+
+        The pipe is closed whatever happens, and a second call changes nothing.
+        """
+        if self._fd < 0:
+            return
+        try:
+            self._read_pipe()
+            self.flush()
+        finally:
+            os.close(self._fd)
+            self._fd = -1
 
     def flush(self) -> None:
         """Write what has been collected to the store."""
@@ -75,59 +94,71 @@ class AttemptReports:
         self._events.append({**self._stamp(), "message": message, **facts})
 
     def _read_pipe(self) -> None:
+        if self._fd < 0:  # the loop may still call once after the end
+            return
         try:
             while data := os.read(self._fd, 65536):
                 *lines, self._buffer = (self._buffer + data).split(b"\n")
                 for line in lines:
-                    self._take(json.loads(line))
+                    self._take_line(line)
         except BlockingIOError:
             return
 
-    def _take(self, report: dict[str, Any]) -> None:
+    def _take_line(self, line: bytes) -> None:
+        try:
+            report = read_report(line, self._folder)
+        except ValueError as error:
+            self.event(f"a rank's report cannot be read: {str(error)[:500]}", kind="odd_report")
+            return
+        self._take(report)
+
+    def _take(self, report: RankReport) -> None:
         self.changed_at = time.monotonic()
-        kind = report.pop("kind")
-        rank = report.pop("rank")
-        if kind == "failed":
-            self.failures.append({"rank": rank, **report})
-            self.event(f"rank {rank} failed: {report['type']}: {report['message']}", kind=kind)
-        elif kind == "finished":
-            self.outcome = TrainOutcome.model_validate(report["outcome"])
-        elif kind in PROGRESS_KINDS:
-            getattr(self, f"_take_{kind}")(report)
+        match report:
+            case FailedReport():
+                self.failures.append(report.model_dump(include={"rank", "type", "message"}))
+                said = f"{report.type}: {report.message}"
+                self.event(f"rank {report.rank} failed: {said}", kind="failed")
+            case FinishedReport():
+                self.outcome = report.outcome
+            case StepReport():
+                self._take_step(report)
+            case EvaluationReport():
+                facts = report.model_dump(include={"step", "validation_loss"})
+                self._metrics.append({**self._stamp(), "kind": "evaluation", **facts})
+                self._update(validation_loss=report.validation_loss)
+            case PlanReport():
+                self._update(total_steps=report.total_steps)
+            case ResumedReport():
+                ref = report.checkpoint
+                self._update(resumed_from=ref, step=ref.step if ref else 0)
+                self.event(f"resumed from step {ref.step}" if ref else "started from the beginning")
+            case CommittedReport():
+                step = report.checkpoint.step
+                self._update(checkpoint_step=step)
+                self.event(f"checkpoint of step {step} committed", kind="checkpoint", step=step)
+            case CorruptReport():
+                ref = report.checkpoint
+                self._update(skipped=[*self.progress.skipped, ref])
+                said = f"checkpoint of step {ref.step} passed over: {report.problem}"
+                self.event(said, kind="corrupt")
+            case WorkingReport():
+                self._take_working(report)
         for listener in self._listeners:
-            listener(kind)
+            listener(getattr(report, "kind", ""))
 
-    def _take_step(self, report: dict[str, Any]) -> None:
-        self._metrics.append({**self._stamp(), "kind": "step", **report})
-        self._update(step=report["step"], loss=report["loss"])
+    def _take_step(self, report: StepReport) -> None:
+        metrics = report.metrics
+        self._metrics.append({**self._stamp(), "kind": "step", "step": report.step, **metrics})
+        self._update(step=report.step, loss=metrics["loss"], doing="")
         for name in ("tokens_per_s", "environment_steps_per_s", "episode_return"):
-            if report.get(name) is not None:
-                self._update(**{name: report[name]})
+            if metrics.get(name) is not None:
+                self._update(**{name: metrics[name]})
 
-    def _take_evaluation(self, report: dict[str, Any]) -> None:
-        self._metrics.append({**self._stamp(), "kind": "evaluation", **report})
-        self._update(validation_loss=report["validation_loss"])
-
-    def _take_plan(self, report: dict[str, Any]) -> None:
-        self._update(total_steps=report["total_steps"])
-
-    def _take_resumed(self, report: dict[str, Any]) -> None:
-        found = report["checkpoint"]
-        ref = CheckpointRef.model_validate(found) if found else None
-        self._update(resumed_from=ref, step=ref.step if ref else 0)
-        self.event(f"resumed from step {ref.step}" if ref else "started from the beginning")
-
-    def _take_committed(self, report: dict[str, Any]) -> None:
-        step = report["checkpoint"]["step"]
-        self._update(checkpoint_step=step)
-        self.event(f"checkpoint of step {step} committed", kind="checkpoint", step=step)
-
-    def _take_corrupt(self, report: dict[str, Any]) -> None:
-        ref = CheckpointRef.model_validate(report["checkpoint"])
-        self._update(skipped=[*self.progress.skipped, ref])
-        self.event(
-            f"checkpoint of step {ref.step} passed over: {report['problem']}", kind="corrupt"
-        )
+    def _take_working(self, report: WorkingReport) -> None:
+        if report.doing != self.progress.doing:
+            self.event(f"rank {report.rank}: {report.doing}", kind="working")
+        self._update(doing=report.doing)
 
     def _update(self, **changes: Any) -> None:
         self.progress = self.progress.model_copy(update=changes)

@@ -50,7 +50,10 @@ def application_error(
     """
     details = [] if step is None else [step]
     return ApplicationError(
-        message[:LONGEST_MESSAGE], *details, type=kind, non_retryable=not retryable
+        message[:LONGEST_MESSAGE].encode(errors="replace").decode(),
+        *details,
+        type=kind,
+        non_retryable=not retryable,
     )
 
 

@@ -85,8 +85,10 @@ class TrainActivities:
                 scratch=self._scratch,
                 pipe=reports.pipe,
             )
-            request.write(folder / "request.json")
             async with contextlib.AsyncExitStack() as beside:
+                await beside.enter_async_context(self._freed(job))
+                await beside.enter_async_context(_finished(reports))
+                request.write(folder / "request.json")
                 await beside.enter_async_context(_running(reports.follow()))
                 await beside.enter_async_context(_running(_heartbeats(reports)))
                 if tells_job:
@@ -95,7 +97,6 @@ class TrainActivities:
                 process = await self._host.run("train", folder / "request.json", folder)
                 grace_s = job.spec.runtime.stop_grace.total_seconds() + KILL_MARGIN_S
                 code = await _supervise(process, grace_s, reports)
-            await asyncio.to_thread(reports.finish)
             return _outcome(reports, code)
 
     @activity.defn
@@ -168,6 +169,16 @@ class TrainActivities:
         """Whether nothing of this node is at work in the scratch folder."""
         return self._working == 0
 
+    @contextlib.asynccontextmanager
+    async def _freed(self, job: TrainAssignment) -> AsyncIterator[None]:
+        """Free this node's disk when its ranks have ended, whether or not it has rank 0."""
+        from loomos.training.scratch import forget_attempt
+
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(forget_attempt, self._scratch, job.job_id, job.generation)
+
     @contextlib.contextmanager
     def _folder(self, prefix: str) -> Any:
         root = self._scratch / "attempts"
@@ -205,6 +216,20 @@ async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@contextlib.asynccontextmanager
+async def _finished(reports: AttemptReports) -> AsyncIterator[None]:
+    """Take in and write what ranks said last, however the block ends, and close their pipe."""
+    try:
+        yield
+    except BaseException:
+        try:
+            await asyncio.to_thread(reports.finish)
+        except Exception:  # what went wrong before is the news
+            log.exception("the last reports of an attempt are lost")
+        raise
+    await asyncio.to_thread(reports.finish)
 
 
 async def _heartbeats(reports: AttemptReports | None) -> None:

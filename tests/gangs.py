@@ -117,7 +117,7 @@ class Lab:
                 RankRequest(
                     assignment=job,
                     storage=self.storage,
-                    scratch=self.root / "scratch",
+                    scratch=self.root / f"scratch-{rank}",
                     pipe=report.pipe,
                 ).write(folder / "request.json")
                 follow = asyncio.create_task(report.follow())

@@ -192,6 +192,8 @@ class Progress(Message):
     """Where the attempt started."""
     skipped: list[CheckpointRef] = []
     """Corrupt checkpoints that were passed over."""
+    doing: str = ""
+    """What a rank is at that takes long, such as counting the tokens of an epoch."""
 
 
 class PublishRequest(Message):

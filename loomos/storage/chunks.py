@@ -7,6 +7,7 @@ after the last key seen gives what is new. Writing a chunk again writes the same
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,14 +25,17 @@ class ChunkWriter:
         self._generation, self._writer = generation, writer
         self._records: list[Record] = []
         self._next = 0
+        self._lock = threading.Lock()
 
     def append(self, record: Record) -> None:
         """Add a record to the chunk in the making."""
-        self._records.append(record)
+        with self._lock:
+            self._records.append(record)
 
     def take(self) -> list[Record]:
         """Give up the records that are not written yet."""
-        records, self._records = self._records, []
+        with self._lock:
+            records, self._records = self._records, []
         return records
 
     def flush(self) -> None:
@@ -44,7 +48,8 @@ class ChunkWriter:
         try:
             self._store.put(key, body.encode())
         except BaseException:
-            self._records = records + self._records
+            with self._lock:
+                self._records = records + self._records
             raise
         self._next += 1
 

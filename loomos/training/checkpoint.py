@@ -118,10 +118,12 @@ class Checkpointer:
                     process_group=self.group,
                     no_dist=dist.get_world_size() == 1,
                 )
+            # The save ended on all ranks together, so nobody writes here any more: each node's
+            # ranks free its disk.
+            shutil.rmtree(scratch, ignore_errors=True)
             if self._is_coordinator:
                 self.on_commit(CheckpointRef(generation=self.generation, step=manifest.step))
                 self.forget_old()
-                shutil.rmtree(scratch, ignore_errors=True)
         except BaseException as error:
             done.set_exception(error)
         else:
@@ -159,6 +161,7 @@ class Checkpointer:
                 shutil.rmtree(scratch, ignore_errors=True)
                 self.parent = ref
                 return manifest
+            shutil.rmtree(scratch, ignore_errors=True)
             if self._is_coordinator:
                 self.on_corrupt(ref, problem)
         return None

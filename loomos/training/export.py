@@ -41,7 +41,8 @@ def publish(request: ExportRequest) -> ModelVersion:
         Unavailable: the store cannot be reached.
     """
     store = open_store(request.storage)
-    with tempfile.TemporaryDirectory(dir=request.scratch, prefix="export-") as folder:
+    # Below the activity's own folder, which goes with it even if this process is killed.
+    with tempfile.TemporaryDirectory(dir=request.result.parent, prefix="export-") as folder:
         root = Path(folder) / "model"
         if request.publish.spec.model is not None:
             _write_model(request, store, Path(folder), root)

@@ -26,6 +26,7 @@ from loomos.storage import open_store
 from loomos.training.checkpoint import Checkpointer
 from loomos.training.fences import read_fence
 from loomos.training.learner import Learner
+from loomos.training.scratch import checkpoint_scratch
 from loomos.training.setup import RankContext, Workplace
 from loomos.training.shards import CheckpointManifest, TensorDict
 from loomos.weaver.pruning import Judge
@@ -34,6 +35,15 @@ log = logging.getLogger(__name__)
 
 GANG_TIMEOUT = timedelta(minutes=5)
 """A collective that takes longer means that a peer hangs."""
+
+PATIENCE = timedelta(hours=6)
+"""How long ranks wait for one that prepares the run, compiles, or takes its first step, as long as
+it says that it works."""
+
+LONGEST_STEPS = 20
+"""A step that takes so many times the longest before it is no longer taken for work."""
+STEP_S = 900.0
+"""Every step may take so long."""
 
 LOGGED_STEPS = 20
 """Lines about progress in the log of a whole run."""
@@ -47,13 +57,23 @@ def train(job: TrainAssignment, context: RankContext) -> TrainOutcome:
     """
     with gang(job) as control:
         store = open_store(context.storage)
-        place = Workplace(job=job, context=context, store=store, device=_device(), control=control)
-        learner = make_learner(place)
+        place = Workplace(
+            job=job,
+            context=context,
+            store=store,
+            device=_device(),
+            control=control,
+            patient=dist.new_group(backend="gloo", timeout=PATIENCE),
+        )
+        with context.reporter.working("prepares model and data", PATIENCE.total_seconds()):
+            learner = make_learner(place)
+            # Whoever was quicker waits here, and not in a collective of the optimizer's.
+            dist.barrier(group=place.patient)
         checkpoints = Checkpointer(
             store=store,
             job_id=job.job_id,
             generation=job.generation,
-            scratch=context.scratch / "checkpoints" / job.job_id,
+            scratch=checkpoint_scratch(context.scratch, job.job_id, job.generation),
             keep=job.spec.runtime.keep_checkpoints,
             on_commit=context.reporter.committed,
             on_corrupt=context.reporter.corrupt,
@@ -149,6 +169,7 @@ class Run:
         self._most_reports = job.most_reports
         self._judge = Judge(job.pruning)
         self._is_pruned = False
+        self._longest_step_s: float | None = None
         self._evaluations: list[tuple[int, float]] = []
         self._checkpoints = checkpoints
         self._context = context
@@ -231,7 +252,8 @@ class Run:
         reason = "max_steps" if self.step >= self._learner.total_steps else ""
         while not reason:
             began = time.monotonic()
-            parts = self._learner.step(self.step, agreed.totals)
+            with self._step_working():
+                parts = self._learner.step(self.step, agreed.totals)
             self.step += 1
             agreed = self._agree(parts)
             metrics = self._learner.measure(self.step, agreed.totals)
@@ -241,6 +263,19 @@ class Run:
             if reason or improved or agreed.checkpoint or self._steps_due():
                 self._checkpoint(self._validation_loss if improved else None)
         return self._outcome(reason)
+
+    @contextmanager
+    def _step_working(self) -> Iterator[None]:
+        """Say that a step goes on: the first may compile, later ones are measured by it."""
+        first = self._longest_step_s is None
+        limit_s = max(STEP_S, LONGEST_STEPS * (self._longest_step_s or 0.0))
+        limit_s = PATIENCE.total_seconds() if first else limit_s
+        doing = "takes its first step" if first else f"takes step {self.step + 1}"
+        began = time.monotonic()
+        with self._context.reporter.working(doing, limit_s):
+            yield
+        took_s = time.monotonic() - began
+        self._longest_step_s = 0.0 if first else max(self._longest_step_s or 0.0, took_s)
 
     def _agree(self, parts: list[float]) -> _Agreed:
         """One all-reduce: the learner's numbers, whether anyone wants to stop or checkpoint."""
@@ -275,7 +310,8 @@ class Run:
         is_last = self.step == learner.total_steps
         if not learner.evaluates or (self.step % learner.evaluate_every and not is_last):
             return False
-        self._validation_loss = learner.evaluate()
+        with self._context.reporter.working("evaluates", PATIENCE.total_seconds()):
+            self._validation_loss = learner.evaluate()
         if self._is_first:
             self._context.reporter.evaluation(step=self.step, validation_loss=self._validation_loss)
         self._note_evaluation(self.step, self._validation_loss)

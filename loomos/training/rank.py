@@ -59,7 +59,7 @@ def run_rank(request_file: str, parent_pid: int | None = None) -> TrainOutcome:
         traceback.print_exc()
         reporter.failed(error)
         raise
-    reporter.finished(outcome.model_dump(mode="json"))
+    reporter.finished(outcome)
     return outcome
 
 

@@ -55,6 +55,8 @@ class Workplace:
     device: torch.device
     control: Any
     """A gloo group for control messages."""
+    patient: Any
+    """Likewise, for waiting on a rank that prepares something for hours."""
 
     @property
     def rank(self) -> int:
@@ -80,7 +82,7 @@ class Setup(NamedTuple):
 
 def set_up(place: Workplace) -> Setup:
     """Load inputs, build the model and position the data at its beginning."""
-    job, context, store, control = place.job, place.context, place.store, place.control
+    job, context, store = place.job, place.context, place.store
     spec = job.spec
     assert spec.model is not None and spec.data is not None
     wanted, tuning = spec.model, spec.model.fine_tuning_config
@@ -92,7 +94,7 @@ def set_up(place: Workplace) -> Setup:
             store,
             tokenizer_key(job.job_id),
             lambda: train_tokenizer(wanted, stream),
-            control,
+            place,
         )
     tokenizer = load_tokenizer(spec.model, job.inputs, cache, tokenizer_json)
     model, optimizer = trained_model(job, cache, tokenizer, place.device)
@@ -105,16 +107,14 @@ def set_up(place: Workplace) -> Setup:
         stride=tuning.batch_size,
         sequence_length=tuning.sequence_length,
     )
-    steps = _agree_once(
-        store, plan_key(job.job_id), lambda: _count_steps(tuning, stream, encode), control
-    )
+    steps = _steps(place, tuning, stream, encode)
     return Setup(
         model,
         optimizer,
         training,
         _validation_batches(job, cache, encode, tuning, world, rank),
         spec.data.validation_dataset is not None or spec.data.validation_split > 0,
-        int(steps),
+        steps,
     )
 
 
@@ -162,8 +162,11 @@ def document_stream(
     )
 
 
-def _agree_once(store: Store, key: str, make: Callable[[], str], control: Any) -> str:
-    """A text that the first attempt's rank 0 computes and all later ones read."""
+def _agree_once(store: Store, key: str, make: Callable[[], str], place: Workplace) -> str:
+    """A text that the first attempt's rank 0 computes and all later ones read.
+
+    It may take hours; the others wait.
+    """
     found: list[str | None] = [None]
     if dist.get_rank() == 0:
         try:
@@ -172,18 +175,42 @@ def _agree_once(store: Store, key: str, make: Callable[[], str], control: Any) -
             text = make()
             store.put_if_absent(key, text.encode())
             found[0] = store.get(key).decode()
-    dist.broadcast_object_list(found, src=0, group=control)
+    dist.broadcast_object_list(found, src=0, group=place.patient)
     assert found[0] is not None
     return found[0]
 
 
-def _count_steps(tuning: FineTuning, stream: DocumentStream, encode: Encode) -> str:
+def _steps(place: Workplace, tuning: FineTuning, stream: DocumentStream, encode: Encode) -> int:
+    """The length of the run; the first attempt counts an epoch's tokens, a share on each rank."""
     if tuning.num_epochs is None:
-        return str(tuning.max_steps)
-    tokens = count_tokens(stream, encode, range(stream.documents_per_epoch))
-    per_step = tuning.batch_size * tuning.sequence_length
-    steps = max(1, -(-tokens * tuning.num_epochs // per_step))
-    return str(min(steps, tuning.max_steps or steps))
+        assert tuning.max_steps is not None
+        return tuning.max_steps
+    key = plan_key(place.job.job_id)
+    is_counted = _agree(place, lambda: place.store.exists(key))
+    tokens = 0
+    if not is_counted:
+        share = range(place.rank, stream.documents_per_epoch, place.world)
+        tokens = _sum(place, count_tokens(stream, encode, share))
+
+    def plan() -> str:
+        assert tuning.num_epochs is not None
+        per_step = tuning.batch_size * tuning.sequence_length
+        steps = max(1, -(-tokens * tuning.num_epochs // per_step))
+        return str(min(steps, tuning.max_steps or steps))
+
+    return int(_agree_once(place.store, key, plan, place))
+
+
+def _agree(place: Workplace, ask: Callable[[], bool]) -> bool:
+    """What rank 0 finds, on all ranks."""
+    return _sum(place, int(place.rank == 0 and ask())) > 0
+
+
+def _sum(place: Workplace, number: int) -> int:
+    """A sum over the ranks; whoever is done first waits for the others."""
+    total = torch.tensor(number, dtype=torch.int64)
+    dist.all_reduce(total, group=place.patient)
+    return int(total)
 
 
 def _validation_batches(

@@ -45,6 +45,7 @@ async def test_the_same_ranks_on_other_nodes_give_the_same_bits(lab: MakeLab) ->
     undisturbed, moved = lab(), lab()
     whole = await undisturbed.run(nodes=2, ranks=2)
     await moved.run(nodes=2, ranks=2, at_step=15, then=HostedProcess.terminate)
+    assert not list(moved.root.glob("scratch-*/**/save-*"))  # on no node
     done = await moved.run(nodes=1, ranks=4)
     assert moved.weights(done.outcome.checkpoint) == undisturbed.weights(whole.outcome.checkpoint)
 
