@@ -67,6 +67,8 @@ class ResolvedInputs(Message):
     """Version of LoomOS that resolved it."""
     base_version: str = ""
     """`NAME@VERSION` of the base model, if it is a registered one."""
+    rewards: list[Reference | None] = []
+    """Files of the reward functions, blobs in the store; None where a function is installed."""
 
 
 # --- attempts -----------------------------------------------------------------------------------

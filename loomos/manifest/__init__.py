@@ -63,6 +63,7 @@ from loomos.manifest._learning import (
     GRPOConfig,
     LanguagePPOConfig,
     PPOConfig,
+    RewardFunction,
     RewardThread,
     WeaveConfig,
 )
@@ -138,6 +139,7 @@ __all__ = [
     "RLCampaign",
     "Resources",
     "Retries",
+    "RewardFunction",
     "RewardThread",
     "RolloutPlan",
     "Runtime",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from loomos.limits import Batch, Coefficient, JsonMap, Positive, Real, Steps, Where, Width
+from loomos.limits import Batch, Coefficient, JsonMap, Positive, Real, Steps, Where, Width, Words
 from loomos.manifest._document_model import Document
+from loomos.manifest._local_path import LocalPath
+from loomos.quantities import Duration
 
 
 class EnvironmentType(StrEnum):
@@ -53,6 +56,39 @@ class DPOConfig(Document):
     """How far the policy may move from the model it starts as; small is far."""
     loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """Which loss."""
+
+
+class RewardFunction(Document):
+    """A function of one's own that says what completions are worth.
+
+    It is called as TRL calls its `reward_funcs`: `reward(prompts, completions, **columns)`, and
+    gives a list with a number, or None, for each completion.
+    """
+
+    function: Words
+    """With `file`, the function's name in it; else the name of an entry point of the group
+    `loomos.rewards` of a package that is installed on the nodes."""
+    file: Annotated[Where, LocalPath("file")] | None = None
+    """A Python file, local or s3://, that is pinned by its digest when the job is resolved."""
+    weight: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
+    """What its rewards are multiplied by before those of all functions are added."""
+    sandbox: bool = True
+    """For a file: run it in the sandbox, with the standard library only. If false it runs in a
+    process of its own on the node, without the worker's secrets, and may import what is there."""
+    timeout: Annotated[Duration, Field(ge=timedelta(0), le=timedelta(hours=1))] = timedelta(
+        seconds=30
+    )
+    """How long one batch may take it."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> RewardFunction:
+        if self.file is not None and not self.function.isidentifier():
+            raise ValueError(f"function {self.function!r} is no name of a Python function")
+        if self.file is None and not self.sandbox:
+            raise ValueError("sandbox is for files; an entry point is installed code, remove it")
+        if not self.timeout:
+            raise ValueError("timeout must be more than 0")
+        return self
 
 
 class Completions(Document):

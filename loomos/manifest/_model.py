@@ -164,9 +164,10 @@ class Data(Document):
     """Likewise, for evaluation."""
     validation_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of training documents held out for evaluation, chosen by hash."""
-    format: Literal["auto", "text", "chat", "prompt_completion", "preference"] = "auto"
-    """Shape of a record: `text`, `messages`, `prompt` and `completion` (loss on the latter), or,
-    for `dpo`, `prompt`, `chosen` and `rejected`."""
+    format: Literal["auto", "text", "chat", "prompt_completion", "preference", "prompt"] = "auto"
+    """Shape of a record: `text`, `messages`, `prompt` and `completion` (loss on the latter); for
+    `dpo`, `prompt`, `chosen` and `rejected`; with `rewards`, `prompt` and whatever else its
+    functions want to know. Those three may be texts or lists of messages."""
     text_field: Words = "text"
     """Field that holds the text in JSONL and Parquet records."""
     include: Annotated[list[Where], Field(min_length=1, max_length=1000)] | None = None

@@ -22,6 +22,7 @@ from loomos.manifest._learning import (
     GRPOConfig,
     LanguagePPOConfig,
     PPOConfig,
+    RewardFunction,
     WeaveConfig,
 )
 from loomos.manifest._model import Data, FineTuning, Model
@@ -123,6 +124,9 @@ class TrainingSpec(Document):
     """What to train on."""
     environment: EnvironmentChoice | None = None
     """Where a policy learns to act."""
+    rewards: Annotated[list[RewardFunction], Field(max_length=16)] = []
+    """For `grpo` and `ppo` of a language model, instead of an environment: functions that judge
+    the replies to the prompts of `spec.data`."""
     policy: Annotated[str, Field(max_length=200, pattern=r"^model:.+"), WRITABLE] | None = None
     """For `ppo` and `weave`, the published policy that learning starts from, as
     `model:NAME@VERSION`. Default: a new one."""
@@ -155,6 +159,10 @@ class TrainingSpec(Document):
             raise ValueError(
                 f"algorithm {self.algorithm} trains no policy here; remove spec.policy"
             )
+        if self.rewards and self.completions is None:
+            raise ValueError(
+                "rewards are for grpo, and for ppo of a language model; remove spec.rewards"
+            )
         if self.algorithm in ("sft", "dpo"):
             self._check_data()
             self._check_fine_tuning()
@@ -181,19 +189,29 @@ class TrainingSpec(Document):
             raise ValueError("algorithm dpo reads preferences; set data.format: preference")
         if self.algorithm == "sft" and self.data.format == "preference":
             raise ValueError("algorithm sft learns no preferences; set algorithm: dpo")
+        if self.algorithm == "sft" and self.data.format == "prompt":
+            raise ValueError("algorithm sft needs what to say to a prompt; set another data.format")
 
     def _check_rewards(self) -> None:
         """A language model, and an environment that it talks with."""
         name = self.algorithm
-        if self.environment is None:
-            raise ValueError(f"algorithm {name} needs spec.environment; add it")
-        if self.environment.name not in set(EnvironmentType):
+        if self.rewards:
+            self._check_prompts()
+        elif self.environment is None:
+            raise ValueError(
+                f"algorithm {name} needs spec.environment, or spec.data with prompts and "
+                "spec.rewards; add one"
+            )
+        elif self.environment.name not in set(EnvironmentType):
             raise ValueError(
                 "environment.name: language models talk with "
                 f"{', '.join(EnvironmentType)}; use one of them"
             )
-        if self.data is not None:
-            raise ValueError(f"algorithm {name} learns from an environment; remove spec.data")
+        elif self.data is not None:
+            raise ValueError(
+                f"algorithm {name} learns from an environment; remove spec.data, or name "
+                "spec.rewards instead of spec.environment"
+            )
         if name == "ppo" and self.ppo != PPOConfig():
             raise ValueError("spec.ppo is for small networks; write spec.language_ppo")
         if self.strategy.type != "ddp":
@@ -201,7 +219,7 @@ class TrainingSpec(Document):
         if self.model is None:
             return
         tuning = self.model.fine_tuning_config
-        if tuning.max_steps is None or tuning.num_epochs is not None:
+        if not self.rewards and (tuning.max_steps is None or tuning.num_epochs is not None):
             raise ValueError(
                 "an environment has no epochs; set model.fine_tuning_config.max_steps only"
             )
@@ -209,6 +227,30 @@ class TrainingSpec(Document):
             raise ValueError(
                 f"model.fine_tuning_config.batch_size ({tuning.batch_size}) counts completions and "
                 f"must be a multiple of grpo.group_size ({self.grpo.group_size})"
+            )
+
+    def _check_prompts(self) -> None:
+        """Prompts of a dataset, judged by functions."""
+        if self.environment is not None:
+            raise ValueError(
+                "rewards judge the prompts of spec.data; remove spec.environment or spec.rewards"
+            )
+        if self.data is None:
+            raise ValueError("rewards need prompts; add spec.data with records that hold `prompt`")
+        if self.data.format not in ("auto", "prompt"):
+            raise ValueError("rewards judge replies to prompts; set data.format: prompt")
+        validates = self.data.validation_dataset is not None or self.data.validation_split > 0
+        if self.runtime.early_stopping and not validates:
+            raise ValueError(
+                "runtime.early_stopping needs data.validation_dataset or data.validation_split"
+            )
+        if self.model is None or self.completions is None:
+            return
+        longest = self.model.fine_tuning_config.sequence_length
+        if self.completions.max_completion_tokens >= longest:
+            raise ValueError(
+                f"max_completion_tokens ({self.completions.max_completion_tokens}) leaves no room "
+                f"for a prompt in model.fine_tuning_config.sequence_length ({longest})"
             )
 
     def _check_fine_tuning(self) -> None:

@@ -41,6 +41,10 @@ def references(store: Store, inputs: Mapping[str, Any]) -> set[str]:
         reference = inputs.get(name)
         if isinstance(reference, Mapping):
             found |= _expanded(store, str(reference.get("uri", "")))
+    rewards = inputs.get("rewards")
+    for reference in rewards if isinstance(rewards, list) else []:
+        if isinstance(reference, Mapping) and (blob := _BLOB.match(str(reference.get("uri", "")))):
+            found.add(blob_key(blob[1]))
     return found
 
 

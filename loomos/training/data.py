@@ -13,6 +13,7 @@ tokens (plain packing, as GPT-3 did; arXiv:2005.14165).
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ class Document(NamedTuple):
 
     parts: list[tuple[str, bool]]
     """(text, whether its tokens are learnt)."""
+    record: dict[str, Any] | None = None
+    """What a tokenizer's chat template or a reward function is asked about, as it was written."""
 
 
 class DocumentFile:
@@ -139,7 +142,11 @@ class DocumentFile:
         if shape == "prompt_completion":
             prompt = _text(record, "prompt", where)
             return Document([(prompt, False), (_text(record, "completion", where), True)])
+        if shape == "prompt":
+            return _prompt(record, where)
         if shape == "preference":
+            if any(isinstance(record.get(name), list) for name in ("prompt", "chosen")):
+                return _conversational_preference(record, where)
             completions = [_text(record, name, where) for name in ("chosen", "rejected")]
             prompt = _text(record, "prompt", where)
             return Document([(prompt, False), *((text, True) for text in completions)])
@@ -205,6 +212,51 @@ def _chat_parts(messages: Any, where: str) -> list[tuple[str, bool]]:
         _whole(content, f"{where} message {number}")
         parts.append((f"{content}<|im_end|>\n", role == "assistant"))
     return parts
+
+
+ASKING = "<|im_start|>assistant\n"
+"""What asks for a reply, in ChatML."""
+
+
+def _joined(messages: list[dict[str, str]], where: str) -> str:
+    return "".join(text for text, _ in _chat_parts(messages, where))
+
+
+def _prompt(record: dict[str, Any], where: str) -> Document:
+    """A prompt to reply to, a text or a list of messages, with the record's other fields."""
+    prompt = record.get("prompt")
+    if isinstance(prompt, list):
+        text = _joined(prompt, f"{where}, field 'prompt',") + ASKING
+    else:
+        text = _text(record, "prompt", where)
+    return Document([(text, False)], record)
+
+
+def _conversational_preference(record: dict[str, Any], where: str) -> Document:
+    """TRL's conversational preferences; without `prompt` it is what both have in common."""
+    sides: dict[str, list[dict[str, str]]] = {}
+    for name in ("chosen", "rejected"):
+        _chat_parts(record.get(name), f"{where}, field {name!r},")
+        sides[name] = record[name]
+    prompt = record.get("prompt")
+    if prompt is None:
+        pairs = zip(sides["chosen"], sides["rejected"], strict=False)
+        shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        # Somebody has something of his own to say, even where one answer begins the other.
+        shared = min(shared, len(sides["chosen"]) - 1, len(sides["rejected"]) - 1)
+        prompt = sides["chosen"][:shared]
+        sides = {name: messages[shared:] for name, messages in sides.items()}
+    text = _joined(prompt, f"{where}, field 'prompt',")
+    # ChatML ends with what asks for a reply, which each side's first message begins with.
+    chosen, rejected = (_joined(messages, where) for messages in sides.values())
+    if chosen.startswith(ASKING) and rejected.startswith(ASKING):
+        text, chosen, rejected = (
+            text + ASKING,
+            chosen.removeprefix(ASKING),
+            rejected.removeprefix(ASKING),
+        )
+    parts = [(text, False), (chosen, True), (rejected, True)]
+    return Document(parts, {"prompt": prompt, **sides})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,13 @@ class InputCache:
         """A dataset's file, verified."""
         return self._fetch(file.uri, file.sha256, file.name)
 
+    def blob(self, reference: Reference) -> bytes:
+        """The content of a pinned file that is a blob in the store, verified."""
+        path = self._fetch(
+            f"blob:{reference.sha256}", reference.sha256, f"blob {reference.sha256[:12]}"
+        )
+        return path.read_bytes()
+
     def dataset(self, reference: Reference) -> DatasetIndex:
         """The index of a dataset."""
         return DatasetIndex.model_validate_json(self._store.get(reference.uri))

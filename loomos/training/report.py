@@ -179,6 +179,8 @@ class Reporter:
         self._pipe, self._rank, self._pulse_s = pipe, rank, pulse_s
         self._fd = os.open(pipe, os.O_WRONLY | os.O_APPEND) if pipe else None
         self._filed = 0
+        self._work: tuple[str, float, float] | None = None
+        self._pulse: threading.Thread | None = None
 
     def step(self, *, step: int, **metrics: float | int | None) -> None:
         """Tell the metrics of one optimizer step."""
@@ -221,26 +223,28 @@ class Reporter:
             doing: what, in a few words.
             at_most_s: seconds after which it is silent, so that work which hangs is noticed.
         """
-        if self._fd is None:
-            yield
-            return
-        over = threading.Event()
         began = time.monotonic()
-
-        def pulse() -> None:
-            while not over.wait(self._pulse_s):
-                for_s = time.monotonic() - began
-                if for_s > at_most_s:
-                    return
-                self._send(WorkingReport(rank=self._rank, doing=doing, for_s=round(for_s, 1)))
-
-        thread = threading.Thread(target=pulse, name="pulse", daemon=True)
-        thread.start()
+        before, self._work = self._work, (doing, began, began + at_most_s)
+        if self._pulse is None and self._fd is not None:
+            # One thread for all work: a step must not wait for the end of a thread of its own.
+            self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
+            self._pulse.start()
         try:
             yield
         finally:
-            over.set()
-            thread.join()
+            self._work = before
+
+    def _beat(self) -> None:
+        """Tell every so often what this rank is at, as long as it may take so long."""
+        while True:
+            time.sleep(self._pulse_s)
+            work, now = self._work, time.monotonic()
+            if work is None:
+                continue
+            doing, began, until = work
+            if now - began >= self._pulse_s and now < until:
+                for_s = round(now - began, 1)
+                self._send(WorkingReport(rank=self._rank, doing=doing, for_s=for_s))
 
     def _send(self, report: RankReport) -> None:
         if self._fd is None:

@@ -7,6 +7,7 @@ Hub models are pinned to a commit.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from loomos.errors import InvalidData, InvalidInput, InvalidModel, NotFound
 from loomos.jobs.training import DataFile, DatasetIndex, Reference, ResolvedInputs
 from loomos.local_files import KNOWN_SUFFIXES, Reach, data_files, is_wanted, model_files
-from loomos.manifest import Data, Model, TrainingSpec, is_explicit
+from loomos.manifest import Data, Model, RewardFunction, TrainingSpec, is_explicit
 from loomos.registry import Registry, VersionManifest
 from loomos.settings import StorageSettings
 from loomos.storage import Store, file_sha256, open_store, open_uri
@@ -39,6 +40,12 @@ CONTINUAL_DATA = re.compile(r"continual/[a-z0-9.-]+/data/[0-9a-f]{64}\.jsonl")
 
 HUB_TRIES, HUB_TIMEOUT_S, HUB_WAIT_S = 5, 10.0, 1.0
 """How often the hub is asked, how long it may take, and the first wait, which doubles."""
+
+RECORD_SHAPES = {"dpo": "preference"}
+"""Of algorithms that read records of one shape only."""
+
+LONGEST_CODE_BYTES = 1_000_000
+"""Of a reward function's file."""
 
 NEW_POLICY = "init:policy"
 """Where a policy comes from that starts from nothing."""
@@ -113,8 +120,9 @@ def resolve(
             base_version=_base_version(spec.model.base_model, "model.base_model", store),
         )
     data, validation = spec.data, spec.data.validation_dataset
-    if spec.algorithm == "dpo":
-        data = data.model_copy(update={"format": "preference"})
+    if spec.algorithm in RECORD_SHAPES or spec.rewards:
+        shape = RECORD_SHAPES.get(spec.algorithm, "prompt")
+        data = data.model_copy(update={"format": shape})
     return ResolvedInputs(
         model=_pin_model(spec.model.base_model, "model.base_model", sources),
         tokenizer=_pin_tokenizer(spec.model, sources),
@@ -126,7 +134,58 @@ def resolve(
         ),
         code=version("loomos"),
         base_version=_base_version(spec.model.base_model, "model.base_model", store),
+        rewards=[
+            _pin_code(reward, f"rewards.{number}.file", sources)
+            for number, reward in enumerate(spec.rewards)
+        ],
     )
+
+
+def _pin_code(reward: RewardFunction, field: str, sources: _Sources) -> Reference | None:
+    """The file of a reward function, as a blob; read once to see that it has the function."""
+    if reward.file is None:
+        return None
+    data = Data(training_dataset=reward.file, include=["*.py"])
+    found = list(_find_files(reward.file, field, data, sources))
+    if len(found) != 1:
+        raise InvalidInput(f"{field}: {reward.file!r} must be one Python file")
+    path = found[0].path or found[0].download()
+    try:
+        code = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{field}: {reward.file!r} cannot be read: {error.strerror}") from error
+    finally:
+        if found[0].path is None:
+            path.unlink(missing_ok=True)
+    check_code(code, reward)
+    return _put_blob(sources.store, code, len(code))
+
+
+def check_code(code: bytes, reward: RewardFunction) -> None:
+    """See, without running it, that a file is Python and defines the function.
+
+    Raises:
+        InvalidInput: it is not, or does not; names the line or the functions that there are.
+    """
+    if len(code) > LONGEST_CODE_BYTES:
+        raise InvalidInput(f"rewards: {reward.file!r} is longer than {LONGEST_CODE_BYTES} bytes")
+    try:
+        tree = ast.parse(code, filename=reward.file or "")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InvalidInput(f"rewards: {reward.file!r} is not Python: {error}") from None
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    names |= {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if reward.function not in names:
+        known = ", ".join(sorted(names)) or "none"
+        raise InvalidInput(
+            f"rewards: {reward.file!r} defines no function {reward.function!r} (there are: {known})"
+        )
 
 
 def _pin_environment(spec: TrainingSpec) -> Reference:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loomos.errors import InvalidInput, InvalidModel
-from loomos.jobs.cluster import NodeInfo
-from loomos.jobs.training import ModelVersion, PublishRequest, TrainAssignment, TrainOutcome
 from loomos.manifest import TrainingSpec
 from loomos.registry import Registry
 from loomos.serving.engine import Engine
 from loomos.serving.loading import load_model, load_tokenizer
 from loomos.serving.rows import Piece, Row, Sampling
-from loomos.settings import StorageSettings
-from loomos.storage import Store, open_store
-from loomos.training.export import fill, publish
-from loomos.training.fences import open_generation
-from loomos.training.loop import train
-from loomos.training.model import add_adapters, build_model
-from loomos.training.report import Reporter
-from loomos.training.requests import ExportRequest
-from loomos.training.resolve import resolve
-from loomos.training.setup import RankContext
+from loomos.training.export import fill
 from loomos.training.shards import read_tensors
-from loomos.training.tokenizer import byte_tokenizer
+from tests.alone import Alone, alone
+
+__all__ = ["alone"]
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::RuntimeWarning"
@@ -72,98 +62,6 @@ def spec_of(architecture: str, method: str) -> TrainingSpec:
             "data": {"training_dataset": str(corpus), "include": ["loop.py"]},
         }
     )
-
-
-class Alone:
-    """One rank in this process, on a store in a folder."""
-
-    def __init__(self, root: Path, spec: TrainingSpec) -> None:
-        self.root, self.spec = root, spec
-        self.storage = StorageSettings(url=f"file://{root}/store")
-        self.store: Store = open_store(self.storage)
-        self.inputs = resolve(spec, self.storage, lambda _: None)
-        self.outcome: TrainOutcome | None = None
-
-    def train(self) -> TrainOutcome:
-        plan = open_generation(self.store, "job-1", "claim", from_scratch=False)
-        here = NodeInfo(
-            node_id="n",
-            incarnation="test",
-            address="127.0.0.1",
-            max_ranks=1,
-            cpu_count=1,
-            memory_bytes=2**30,
-            storage_bytes=2**30,
-        )
-        assignment = TrainAssignment(
-            job_id="job-1",
-            generation=plan.generation,
-            lease_epoch=1,
-            node_rank=0,
-            nodes=[here],
-            ranks_per_node=1,
-            spec=self.spec,
-            inputs=self.inputs,
-        )
-        context = RankContext(
-            storage=self.storage,
-            scratch=self.root / "scratch",
-            reporter=Reporter(None, 0),
-            should_stop=lambda: False,
-        )
-        self.outcome = train(assignment, context)
-        return self.outcome
-
-    def publish(self) -> ModelVersion:
-        outcome = self.outcome
-        assert outcome is not None and outcome.checkpoint is not None
-        request = PublishRequest(
-            job_id="job-1",
-            name="made",
-            generation=outcome.checkpoint.generation,
-            step=outcome.checkpoint.step,
-            spec=self.spec,
-            inputs=self.inputs,
-            outcome=outcome,
-        )
-        return publish(
-            ExportRequest(
-                storage=self.storage,
-                scratch=self.root / "scratch",
-                result=self.root / "result.json",
-                publish=request,
-            )
-        )
-
-    def download(self, version: ModelVersion) -> Path:
-        folder = self.root / "downloaded"
-        for file in Registry(self.store).manifest(f"made@{version.version}").files:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            self.store.get_file(version.key_prefix + file, folder / file)
-        return folder
-
-    def trained(self) -> Any:
-        """The model with its adapters beside the weights, from the checkpoint."""
-        assert self.spec.model is not None and self.outcome is not None
-        assert self.outcome.checkpoint is not None
-        base = build_model(self.spec.model, None, byte_tokenizer())
-        model = add_adapters(base, self.spec.model.fine_tuning_config)
-        tensors = read_tensors(self.store, "job-1", self.outcome.checkpoint, self.root / "read")
-        weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
-        fill(model, {k.removeprefix("model."): v for k, v in weights.items()}, STEPS)
-        return model.eval()
-
-
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A gang of one."""
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "0")
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def engine_says(folder: Path) -> list[list[int]]:

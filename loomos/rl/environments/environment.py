@@ -104,6 +104,12 @@ class FamilyEnvironment(gymnasium.Env[NDArray[np.float32], np.int64]):
         facts = {"is_correct": verdict.is_correct, "share": verdict.share, **verdict.facts}
         return task.observe(), self.reward(verdict), verdict.is_over, cut, facts
 
+    @property
+    def turns(self) -> int:
+        """Replies that a conversation about a task may have."""
+        turns: int = self.config.max_steps
+        return turns
+
     def reward(self, verdict: Verdict) -> float:
         """What a verdict is worth."""
         shaping = self.config.reward_shaping

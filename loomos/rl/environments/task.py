@@ -50,6 +50,12 @@ class Task(ABC):
     media: ClassVar[dict[str, NDArray[Any]]] = {}
     """Images [H, W, 3] uint8 and sounds [samples] float32 that the prompt speaks of."""
 
+    messages: list[dict[str, str]] | None = None
+    """The conversation so far, where it is more than the prompt as a user's message."""
+
+    may_be_cut: ClassVar[bool] = False
+    """Whether a prompt that leaves no room for a reply loses its beginning."""
+
     has_turns: ClassVar[bool] = False
     """Whether it goes on after a reply. Where it does not, a reply changes nothing, and many may be
     judged by the same task."""

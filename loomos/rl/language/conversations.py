@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from loomos.errors import InvalidModel
 from loomos.manifest import Completions
-from loomos.rl.environments.environment import FamilyEnvironment
-from loomos.rl.environments.task import Task
+from loomos.rl.environments.task import Task, Verdict
 from loomos.rl.language.sampling import Row, Samples, padded, sample
+from loomos.training.fitting import refusing
 
 MARK = "<reply-of-the-model>"
 """Stands for a reply while a chat template is looked at."""
@@ -43,11 +43,27 @@ class Conversation:
     """Replies so far."""
 
 
+class Judges(Protocol):
+    """What a talker asks of what it talks with."""
+
+    @property
+    def turns(self) -> int:
+        """Replies that a conversation may have."""
+
+    def reward(self, verdict: Verdict) -> float:
+        """What a verdict is worth."""
+
+
+def opening(task: Task) -> list[dict[str, str]]:
+    """The messages that a conversation begins with."""
+    return list(task.messages or [{"role": "user", "content": task.prompt}])
+
+
 class Talker:
     """Has a model talk with tasks."""
 
     def __init__(
-        self, tokenizer: Any, environment: FamilyEnvironment, config: Completions, longest: int
+        self, tokenizer: Any, environment: Judges, config: Completions, longest: int
     ) -> None:
         """Make one.
 
@@ -76,7 +92,7 @@ class Talker:
         """
         prompts = [self._prompt(group[0]) for group in tasks]
         held = [
-            Conversation(task, prompt, [{"role": "user", "content": task.prompt}])
+            Conversation(task, prompt, opening(task))
             for group, prompt in zip(tasks, prompts, strict=True)
             for task in group
         ]
@@ -122,7 +138,7 @@ class Talker:
         """Let the conversation go on with what the task says, if it may."""
         said = self._told(conversation.messages, message, ended=ended)
         room = self._longest - len(conversation.prompt) - len(conversation.tokens) - len(said)
-        turns = min(self._config.max_turns, self._environment.config.max_steps)
+        turns = min(self._config.max_turns, self._environment.turns)
         if conversation.turns >= turns or room < self._config.max_completion_tokens:
             conversation.is_over = conversation.is_cut = True
             return
@@ -140,15 +156,22 @@ class Talker:
         return bool(self._config.chat and self._tokenizer.chat_template)
 
     def _prompt(self, task: Task) -> list[int]:
-        if self._chats:
-            text = self._rendered([{"role": "user", "content": task.prompt}])
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(self._tokenizer(task.prompt)["input_ids"])
+        room = self._longest - self._config.max_completion_tokens if task.may_be_cut else 1 << 30
+        if self._chats or (task.messages and self._tokenizer.chat_template):
+            text = self._rendered(opening(task))
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])[-room:]
+        if task.messages:
+            raise InvalidModel(
+                "prompts are lists of messages, and the tokenizer has no chat template; write them "
+                "as texts, or use a tokenizer that has one"
+            )
+        return list(self._tokenizer(task.prompt)["input_ids"])[-room:]
 
     def _rendered(self, messages: list[dict[str, str]]) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        with refusing("model.tokenizer: its chat template fails"):
+            text: str = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
         return text
 
     def _told(self, messages: list[dict[str, str]], message: str, *, ended: bool) -> list[int]:

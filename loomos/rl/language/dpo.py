@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -9,9 +11,38 @@ from loomos.errors import InvalidData
 from loomos.rl.language.learner import LanguageLearner
 from loomos.rl.language.sampling import Row, Samples, completion_log_probs, padded
 from loomos.rl.losses import DPOLoss, dpo_loss
-from loomos.training.data import DocumentStream
+from loomos.training.data import Document, DocumentStream
+from loomos.training.fitting import refusing
 from loomos.training.model import without_gradient_sync
 from loomos.training.setup import Workplace, document_stream
+
+
+def conversational_pair(
+    tokenizer: Any, record: dict[str, Any]
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokens of prompt, chosen and rejected of a conversational preference, as TRL has them.
+
+    Both completions are written by the tokenizer's chat template after the prompt; they begin where
+    either of the whole conversations leaves the prompt's own tokens.
+    """
+
+    def tokens(messages: list[dict[str, str]], *, asks: bool = False) -> list[int]:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=asks, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prompt = tokens(record["prompt"], asks=True) if record["prompt"] else []
+    chosen, rejected = (tokens(record["prompt"] + record[n]) for n in ("chosen", "rejected"))
+    shared = min(_common(prompt, chosen), _common(prompt, rejected))
+    return prompt[:shared], chosen[shared:], rejected[shared:]
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Tokens that both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next(
+        (n for n, (a, b) in enumerate(pairs) if a != b),
+        min(len(one), len(other)),
+    )
 
 
 class DPOLearner(LanguageLearner):
@@ -70,17 +101,23 @@ class DPOLearner(LanguageLearner):
 
         A blank line gives way to the next that is not.
         """
-        following = (stream.read(number + n).parts for n in range(stream.documents_per_epoch))
-        parts = next((found for found in following if found), [])
-        if len(parts) != 3:
+        following = (stream.read(number + n) for n in range(stream.documents_per_epoch))
+        found = next((document for document in following if document.parts), Document([]))
+        if len(found.parts) != 3:
             raise InvalidData("a record has no prompt, chosen and rejected; write all three")
         tokenizer, longest = self._tokenizer, self._tuning.sequence_length
-        prompt, *completions = (
-            list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text, _ in parts
-        )
+        if found.record is not None and tokenizer.chat_template:
+            with refusing("model.tokenizer: its chat template fails on a preference"):
+                prompt, *completions = conversational_pair(tokenizer, found.record)
+        else:
+            prompt, *completions = (
+                list(tokenizer(text, add_special_tokens=False)["input_ids"])
+                for text, _ in found.parts
+            )
+            completions = [[*tokens, tokenizer.eos_token_id] for tokens in completions]
         prompt = prompt[-(longest - 1) :]
         room = longest - len(prompt)
-        chosen, rejected = ([*c, tokenizer.eos_token_id][:room] for c in completions)
+        chosen, rejected = (tokens[:room] for tokens in completions)
         return prompt, chosen, rejected
 
     def _padded(self, pairs: list[tuple[list[int], list[int], list[int]]]) -> Samples:

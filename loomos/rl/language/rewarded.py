@@ -16,17 +16,13 @@ import torch
 import torch.distributed as dist
 
 from loomos.manifest import Completions
-from loomos.rl.environments.environment import FamilyEnvironment
 from loomos.rl.environments.task import Task
 from loomos.rl.language.conversations import Conversation, Talker, as_samples
 from loomos.rl.language.learner import LanguageLearner
 from loomos.rl.language.sampling import Samples, completion_log_probs
-from loomos.rl.pool import episode_seed
+from loomos.rl.language.sources import DatasetTasks, FamilyTasks, TaskSource
 from loomos.training.setup import Workplace
 from loomos.training.shards import CheckpointManifest, TensorDict
-
-EVALUATION = 1_000_000
-"""Seeds of evaluations are numbered from here, so that their tasks are no training's."""
 
 
 class RewardedLearner(LanguageLearner):
@@ -42,29 +38,36 @@ class RewardedLearner(LanguageLearner):
         """
         super().__init__(place)
         spec = self._job.spec
-        assert spec.environment is not None and self._tuning.max_steps is not None
         self._completions, self._copies = config, copies
-        self._environment = FamilyEnvironment(spec.environment.name, spec.environment.config)
-        self._talker = Talker(
-            self._tokenizer, self._environment, config, self._tuning.sequence_length
-        )
-        self.total_steps = self._tuning.max_steps
-        self.evaluates = True
-        self.evaluate_every = self._tuning.evaluate_every or max(1, self.total_steps // 10)
         self._tasks = self._tuning.batch_size // copies // self._world
+        self._source: TaskSource
+        if spec.environment is not None:
+            self._source = FamilyTasks(spec.environment, self._tuning, self._tasks, self._rank)
+        else:
+            self._source = DatasetTasks(place, self._cache, self._tasks)
+        self._talker = Talker(
+            self._tokenizer, self._source.judges, config, self._tuning.sequence_length
+        )
+        self.total_steps = self._source.total_steps
+        self.evaluates = self._source.evaluates
+        self.evaluate_every = self._tuning.evaluate_every or max(1, self.total_steps // 10)
+
+    def close(self) -> None:
+        """Let go of reward functions' processes."""
+        self._source.close()
 
     # --- state ---
 
     def progress(self) -> dict[str, Any]:
         """Where the curriculum stands."""
-        ladder = self._environment.curriculum
+        ladder = self._source.curriculum
         return {"curriculum": None if ladder is None else ladder.state().tolist()}
 
     def restore(self, manifest: CheckpointManifest, state: TensorDict) -> None:
         """See base class."""
         super().restore(manifest, state)
-        if self._environment.curriculum is not None:
-            self._environment.curriculum.load(np.asarray(manifest.progress["curriculum"]))
+        if self._source.curriculum is not None:
+            self._source.curriculum.load(np.asarray(manifest.progress["curriculum"]))
 
     # --- steps ---
 
@@ -75,9 +78,7 @@ class RewardedLearner(LanguageLearner):
     def step(self, step: int, totals: list[float]) -> list[float]:
         """Talk, be judged, learn; sums over this rank's conversations."""
         self._seed(step)
-        first = self._rank * self._tasks
-        seeds = [episode_seed(self._tuning.seed, first + task, step) for task in range(self._tasks)]
-        held = self._talk(seeds, self._copies, self._completions.temperature)
+        held = self._talk(self._source.tasks(step), self._copies, self._completions.temperature)
         samples = as_samples(held, self._talker.pad, self._device)
         rewards = torch.tensor([conversation.reward for conversation in held])
         learned = self._learn(step, samples, rewards)
@@ -98,8 +99,7 @@ class RewardedLearner(LanguageLearner):
     def _learn(self, step: int, samples: Samples, rewards: torch.Tensor) -> Mapping[str, float]:
         """Update on conversations and their rewards [B]; means over the updates, `loss` first."""
 
-    def _talk(self, seeds: list[int], copies: int, temperature: float) -> list[Conversation]:
-        made = [self._environment.make_task(seed) for seed in seeds]
+    def _talk(self, made: list[Task], copies: int, temperature: float) -> list[Conversation]:
         tasks: list[list[Task]] = [
             [task, *(copy.deepcopy(task) if task.has_turns else task for _ in range(copies - 1))]
             for task in made
@@ -107,6 +107,7 @@ class RewardedLearner(LanguageLearner):
         self._bare.eval()
         held = self._talker.talk(self._bare, tasks, temperature=temperature)
         self._bare.train()
+        self._source.judge(held, self._tokenizer)
         return held
 
     def _log_probs(self, samples: Samples) -> torch.Tensor:
@@ -123,21 +124,21 @@ class RewardedLearner(LanguageLearner):
     def measure(self, step: int, totals: list[float]) -> dict[str, float | int | None] | None:
         """See base class."""
         *learned, reward, solved, count, tokens, cut, turns, flat = totals
-        if self._environment.curriculum is not None:
+        if self._source.curriculum is not None:
             for number in range(int(count)):
-                self._environment.curriculum.note(number < solved)
+                self._source.curriculum.note(number < solved)
         found = dict(zip(self._learned, learned, strict=True))
         metrics: dict[str, float | int | None] = {
             **found,
             **self._checked(step, found["loss"]),
             "episode_return": reward / count,
-            "solved": solved / count,
             "completion_tokens": tokens / count,
             "turns": turns / count,
             "cut": cut / count,
-            "level": self._environment.level,
             "tokens": int(tokens),
         }
+        if self._source.level is not None:
+            metrics |= {"solved": solved / count, "level": self._source.level}
         if self._copies > 1:
             metrics["flat_groups"] = flat * self._copies / count
         return metrics
@@ -146,11 +147,11 @@ class RewardedLearner(LanguageLearner):
     def evaluate(self) -> float:
         """Minus the mean reward of the likeliest replies to tasks that are always the same."""
         numbers = range(self._rank, self._tuning.evaluate_sequences, self._world)
-        seeds = [episode_seed(self._tuning.seed, EVALUATION + n, 0) for n in numbers]
+        tasks = self._source.evaluation(numbers)
         sums = torch.zeros(2, dtype=torch.float64)
-        if seeds:
-            held = self._talk(seeds, 1, 0.0)
+        if tasks:
+            held = self._talk(tasks, 1, 0.0)
             sums[0] = sum(conversation.reward for conversation in held)
             sums[1] = len(held)
         dist.all_reduce(sums, group=self._control)
-        return -float(sums[0] / sums[1])
+        return -float(sums[0] / sums[1].clamp(min=1))
