@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from loomos.errors import InvalidData, InvalidInput
-from loomos.manifest import RewardFunction, TrainingSpec
+from loomos.manifest import JobManifest, RewardFunction, TrainingSpec
 from loomos.rl.language.dpo import conversational_pair
 from loomos.rl.language.prompts import PromptTask, columns
 from loomos.rl.language.rewards import Rewards
@@ -245,6 +245,14 @@ def test_a_model_learns_what_a_function_rewards(
     assert outcome.episode_return is not None
     assert outcome.episode_return > 0.5
     assert job.publish().name == "made"
+
+
+def test_the_example_is_a_job_whose_function_is_there() -> None:
+    folder = Path(__file__).parents[2] / "examples" / "rewards"
+    (function,) = JobManifest.from_file(folder / "learn.yaml").job.spec.rewards
+    code = (folder / "rewards.py").read_text()
+    found = Rewards([function], lambda _: code)
+    assert found({"prompts": ["say a "], "completions": ["eeee...."], "letter": ["e"]}) == [0.5]
 
 
 @pytest.mark.parametrize(
