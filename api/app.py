@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -45,10 +46,13 @@ from loomos.loomdb import LoomDB
 from loomos.loomdb.keys import read_policy
 from loomos.loomdb.policies import Policy
 from loomos.provenance import dsse
+from loomos.retention.usage import UsageCounter
 from loomos.security.proof import read_stack_key
 from loomos.security.tokens import read_key
 from loomos.settings import LoomDBSettings, Settings, load_settings
 from loomos.storage import open_store
+
+UPLOADS_AT_ONCE = 4
 
 MANY_CONNECTIONS = httpx.Limits(max_connections=2000, max_keepalive_connections=200)
 """To the servers of models."""
@@ -80,6 +84,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 experiments=ExperimentClient(client),
                 campaigns=CampaignClient(client),
                 reach=Reach.of(chosen),
+                usage=UsageCounter(store),
+                uploading=asyncio.Semaphore(UPLOADS_AT_ONCE),
                 most_uploaded=chosen.data.max_upload_bytes,
                 retention=RetentionClient(client),
                 finder=Finder(client),

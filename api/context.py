@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from loomos.errors import Forbidden, Unauthenticated
 from loomos.local_files import Reach
 from loomos.loomdb import LoomDB
 from loomos.loomdb.policies import Policy
+from loomos.retention.usage import UsageCounter
 from loomos.security.tokens import Identity, Scope, verify
 from loomos.storage import Store
 
@@ -54,6 +56,10 @@ class Gateway:
     """Policies trained together, round by round."""
     reach: Reach
     """Which files of this machine documents may name."""
+    usage: UsageCounter
+    """What takes how much of the store."""
+    uploading: asyncio.Semaphore
+    """Uploads whose parts are looked for at a time, so that other requests find threads."""
     most_uploaded: int
     """Bytes that one upload may have."""
     retention: RetentionClient

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -11,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 from api.context import Admin, Parts, Reader
 from api.problems import problem_responses
 from loomos.jobs.retention import CollectionStatus, StorageUsage
-from loomos.retention.usage import usage_by_class
 
 router = APIRouter(prefix="/api/v1", tags=["retention"])
 
@@ -29,8 +27,8 @@ class Collecting(BaseModel):
 
 @router.get("/storage", responses=problem_responses())
 async def get_usage(parts: Parts, who: Reader) -> StorageUsage:
-    """What takes how much of the store, by class; it lists every object, so it may take a while."""
-    return await asyncio.to_thread(usage_by_class, parts.store)
+    """What takes how much of the store, by class, as it was at most a minute ago; counting may take a while."""
+    return await parts.usage.get()
 
 
 @router.post("/gc", status_code=202, responses=problem_responses())

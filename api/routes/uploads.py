@@ -20,14 +20,15 @@ Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="Digest of t
 @router.post("", responses=problem_responses())
 async def make(request: UploadRequest, parts: Parts, who: Submitter) -> UploadAnswer:
     """Make an upload of blobs that `PUT /api/v1/blobs/...` has taken, or say which are missing."""
-    return await asyncio.to_thread(
-        make_upload,
-        parts.store,
-        request.sha256,
-        request.name,
-        who.subject,
-        parts.most_uploaded,
-    )
+    async with parts.uploading:
+        return await asyncio.to_thread(
+            make_upload,
+            parts.store,
+            request.sha256,
+            request.name,
+            who.subject,
+            parts.most_uploaded,
+        )
 
 
 @router.get("", responses=problem_responses())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -9,6 +11,7 @@ from loomos.jobs.retention import StorageUsage, UsedByClass
 from loomos.storage import Store
 
 SAID_EVERY = 10_000
+FRESH_S = 60.0
 
 
 def class_of(key: str) -> str:
@@ -47,3 +50,21 @@ def usage_by_class(store: Store, say: Callable[[str], None] = lambda _: None) ->
             for name, size in sizes.most_common()
         ]
     )
+
+
+class UsageCounter:
+    """Counts at most once at a time and once a minute, however many ask."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._counting = asyncio.Lock()
+        self._counted: StorageUsage | None = None
+        self._at = 0.0
+
+    async def get(self) -> StorageUsage:
+        """What takes how much, as it was at most `FRESH_S` ago."""
+        async with self._counting:
+            if self._counted is None or time.monotonic() - self._at > FRESH_S:
+                self._counted = await asyncio.to_thread(usage_by_class, self._store)
+                self._at = time.monotonic()
+            return self._counted

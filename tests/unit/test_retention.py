@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from loomos.manifest import TrainingSpec
 from loomos.retention.local import disk_bytes, mark_used, rotate, sweep_folder
 from loomos.retention.references import referenced_keys, write_references
 from loomos.retention.sweeps import Life, Sweeper
-from loomos.retention.usage import usage_by_class
+from loomos.retention.usage import UsageCounter, usage_by_class
 from loomos.serving.outcomes import READ_UP_TO
 from loomos.settings import RetentionSettings, StorageSettings
 from loomos.storage._local import LocalStore
@@ -342,6 +343,16 @@ def test_usage_is_told_by_class(store: LocalStore) -> None:
         "job retired": (1, 100),
         "answers": (1, 100),
     }
+
+
+async def test_many_who_ask_count_once(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, "models/m/1/w")
+    counted: list[str] = []
+    objects = store.objects
+    monkeypatch.setattr(store, "objects", lambda prefix: counted.append(prefix) or objects(prefix))
+    counter = UsageCounter(store)
+    found = await asyncio.gather(*(counter.get() for _ in range(50)))
+    assert counted == [""] and {usage.classes[0].what for usage in found} == {"models"}
 
 
 # --- on machines ---
