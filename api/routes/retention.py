@@ -27,7 +27,7 @@ class Collecting(BaseModel):
 
 @router.get("/storage", responses=problem_responses())
 async def get_usage(parts: Parts, who: Reader) -> StorageUsage:
-    """What takes how much of the store, by class, as it was at most a minute ago; counting may take a while."""
+    """What takes how much of the store, by class, as it was a minute ago or later."""
     return await parts.usage.get()
 
 
