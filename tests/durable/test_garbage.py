@@ -33,6 +33,7 @@ async def trained(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_what_has_ended_is_freed_and_what_lives_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,7 +46,7 @@ async def test_what_has_ended_is_freed_and_what_lives_goes_on(
 
 async def _check(stack: Stack, client: LoomOSClient) -> None:
     done = await trained(stack, client, "done", JobState.COMPLETED)
-    paused = await trained(stack, client, "paused", max_steps=400)
+    paused = await trained(stack, client, "paused", max_steps=100)
     ended = await trained(stack, client, "ended", max_steps=4000)
     for job_id in (paused, ended):
         await stack.eventually(
