@@ -303,8 +303,17 @@ class SyncModelsApi:
             self._awaited.edit(model, aliases=aliases, description=description, tags=tags)
         )
 
+    def unalias(self, model: str, alias: str) -> None:
+        """Remove an alias of a model; the version that it is at stays.
+
+        Raises:
+            NotFound: the model has no such alias.
+            Conflict: an endpoint serves the version as `stable` or `canary`, whichever it is.
+        """
+        return self._portal.run(self._awaited.unalias(model, alias))
+
     def delete(self, model: str) -> None:
-        """Delete a version that nobody serves."""
+        """Delete a version that nobody serves and no alias is at; see `unalias`."""
         return self._portal.run(self._awaited.delete(model))
 
     def deploy(self, model: str, deployment: Deployment) -> EndpointDetail:
