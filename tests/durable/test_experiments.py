@@ -11,7 +11,12 @@ import pytest
 
 from loomos.client.temporal import connect
 from loomos.errors import Conflict, NotFound
-from loomos.jobs.experiments import ExperimentStatus, TrialRecord, TrialState
+from loomos.jobs.experiments import (
+    ExperimentState,
+    ExperimentStatus,
+    TrialRecord,
+    TrialState,
+)
 from loomos.manifest import Experiment, validate_as
 from loomos.settings import TemporalSettings
 from loomos.weaver.functions import branin_at
@@ -62,6 +67,15 @@ async def run(client, document: Experiment, within_s: float = 120):
 def outcome(trials: list[TrialRecord]) -> list[tuple]:
     """All of a sweep that must not depend on who was fast or what died."""
     return [(t.number, t.params, t.state, t.values, t.reports, t.rungs) for t in trials]
+
+
+async def test_an_experiment_whose_trials_all_fail_is_failed(stack: Stack) -> None:
+    document = experiment(None, objective={"function": "absent:function"}, trials=2)
+    async with stack.client() as client:
+        ended, trials = await run(client, document)
+    assert [trial.state for trial in trials] == [TrialState.FAILED] * 2
+    assert ended.state == ExperimentState.FAILED
+    assert ended.message.startswith("every trial failed (2); the last: ")
 
 
 async def test_one_at_a_time_it_is_optunas_own_run(stack: Stack, tmp_path):
