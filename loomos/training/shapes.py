@@ -47,16 +47,18 @@ def with_derived_widths(given: Mapping[str, Any], family: Any) -> dict[str, Any]
                 fields[name] = _rounded_up(defaults[name] * hidden / usual)
     if _is_size(defaults.get("word_embed_proj_dim")):
         fields.setdefault("word_embed_proj_dim", hidden)
-    _derive_heads(fields, defaults, aliases.get("num_attention_heads", "num_attention_heads"))
+    heads_name = aliases.get("num_attention_heads", "num_attention_heads")
+    _derive_heads(fields, defaults, heads_name, hidden or 1)
     return fields
 
 
-def _derive_heads(fields: dict[str, Any], defaults: Mapping[str, Any], name: str) -> None:
+def _derive_heads(
+    fields: dict[str, Any], defaults: Mapping[str, Any], name: str, hidden: int
+) -> None:
     usual = defaults.get(name)
     if not _is_size(usual):
         return
-    hidden = fields.get("hidden_size", fields.get("n_embd"))
-    heads = fields.setdefault(name, _heads_of(hidden, usual))
+    heads = fields.setdefault(name, _heads_of(hidden, usual or 1))
     if not _is_size(heads):
         return
     for key_value in KEY_VALUE_HEADS:
