@@ -54,9 +54,8 @@ def test_what_is_given_or_not_asked_stays() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tiny_model_of_every_family_is_tiny(family: str) -> None:
-    for hidden in (32, 48, 64):
-        made = model(family, hidden_size=hidden, num_hidden_layers=2)
-        assert sum(p.numel() for p in made.parameters()) < 300 * hidden**2
+    made = model(family, hidden_size=48, num_hidden_layers=2)
+    assert sum(p.numel() for p in made.parameters()) < 300 * 48**2
 
 
 def test_a_width_that_is_absurd_is_refused_with_its_field() -> None:
