@@ -97,7 +97,8 @@ class TemporalLives:
         for name in await schedules.names():
             with contextlib.suppress(NotFound):  # it was deleted meanwhile
                 schedule = await schedules.describe(name)
-                if schedule.spec.endpoint == endpoint and schedule.spec.collect.captures:
+                spec = schedule.spec  # none: it cannot be read, and may be about any endpoint
+                if spec is None or (spec.endpoint == endpoint and spec.collect.captures):
                     state = await asyncio.to_thread(read_state, self._store, name)
                     found.append(dict(state.cursors))
         return found

@@ -9,9 +9,11 @@ from importlib.metadata import version
 
 import httpx
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from api import problems
 from api.context import Gateway
+from api.edge import Edge
 from api.openai_face import create_openai_app
 from api.routes import (
     campaigns,
@@ -69,8 +71,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 "the gateway needs auth.signing_key_file (LOOMOS_AUTH__SIGNING_KEY_FILE)"
             )
         client = await connect(chosen.temporal, patience_s=60)
-        workflows = WorkflowClient(client, chosen.temporal)
         store = open_store(chosen.storage)
+        workflows = WorkflowClient(client, chosen.temporal, store)
         async with (
             LoomDB(chosen.loomdb.url, may_lead=False) as db,
             httpx.AsyncClient(trust_env=False, limits=MANY_CONNECTIONS) as http,
@@ -81,14 +83,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 cluster=workflows.cluster,
                 delivery=DeliveryClient(client),
                 schedules=ScheduleClient(client, store),
-                experiments=ExperimentClient(client),
-                campaigns=CampaignClient(client),
                 reach=Reach.of(chosen),
                 usage=UsageCounter(store),
                 uploading=asyncio.Semaphore(UPLOADS_AT_ONCE),
                 most_uploaded=chosen.data.max_upload_bytes,
                 retention=RetentionClient(client),
                 finder=Finder(client),
+                experiments=ExperimentClient(client, store),
+                campaigns=CampaignClient(client, store),
                 traffic=Traffic(store),
                 store=store,
                 signing_key=read_key(chosen.auth.signing_key_file),
@@ -100,13 +102,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.recent = RecentJobs(workflows)
             yield
 
-    app = FastAPI(
+    # Its pages are those of FastAPI with scripts of its own, so that they open without a network.
+    app = FastAPIOffline(
         title="LoomOS",
         version=version("loomos"),
         summary="AI training as durable pipelines.",
         lifespan=lifespan,
+        redoc_url=None,
     )
     problems.install(app)
+    app.add_middleware(
+        Edge,
+        key=lambda scope: scope["app"].state.gateway.signing_key,
+        refusal=lambda scope, error: problems.refusal(scope["path"], error),
+    )
     for routes in (
         health,
         jobs,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from loomos.client.models import Problem, ProblemError
 from loomos.errors import InvalidInput, InvalidManifest, LoomOSError, Overloaded, Unavailable
-from loomos.manifest import TrainingJob, field_errors
+from loomos.manifest import field_errors, model_in
+from loomos.serving.api_errors import ApiError
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
     return {
         status: {"description": "Problem", "model": Problem, "content": {MEDIA_TYPE: schema}}
-        for status in (400, 401, 403, 422, 503, *statuses)
+        for status in (400, 401, 403, 408, 413, 422, 503, *statuses)
     }
 
 
@@ -47,6 +50,11 @@ def problem(error: LoomOSError) -> JSONResponse:
     )
 
 
+def refusal(path: str, error: LoomOSError) -> JSONResponse:
+    """The response for an error of ours, in the words of the API that the path belongs to."""
+    return ApiError.of(error).response() if path.startswith("/v1/") else problem(error)
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the app a problem."""
 
@@ -56,11 +64,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(_invalid(error))
+        return problem(_invalid(error, _body_model(request)))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        body = Problem(title=str(error.detail), status=error.status_code, detail=str(error.detail))
+        title = HTTPStatus(error.status_code).phrase
+        body = Problem(title=title, status=error.status_code, detail=str(error.detail))
         return JSONResponse(
             body.model_dump(),
             status_code=error.status_code,
@@ -77,10 +86,17 @@ def install(app: FastAPI) -> None:
         return JSONResponse(body.model_dump(), status_code=500, media_type=MEDIA_TYPE)
 
 
-def _invalid(error: RequestValidationError) -> InvalidInput:
-    """FastAPI's findings in our words; those of a manifest with did-you-means."""
+def _body_model(request: Request) -> type[BaseModel]:
+    """What the body of this route is; its fields are those to name in errors."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    found = None if field is None else model_in(field.field_info.annotation)
+    return found or BaseModel
+
+
+def _invalid(error: RequestValidationError, model: type[BaseModel]) -> InvalidInput:
+    """FastAPI's findings in our words, with did-you-means."""
     items = [{**item, "loc": tuple(item["loc"])[1:] or ("$",)} for item in error.errors()]
-    fields = field_errors(items, TrainingJob)
+    fields = field_errors(items, model)
     if any(item["loc"][0] == "body" for item in error.errors()):
         return InvalidManifest(fields, "request")
     return _Unprocessable("request: " + "; ".join(map(str, fields)), fields)

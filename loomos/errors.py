@@ -2,11 +2,13 @@
 
     LoomOSError
     ├── InvalidInput            400  what a caller sent is wrong; names the field and the fix
-    │   └── InvalidManifest     422  a manifest, with every error and its path
+    │   ├── InvalidManifest     422  a manifest, with every error and its path
+    │   └── TooLarge            413  more bytes than the place where they go takes
     ├── Unauthenticated         401  no token, or one that does not verify
     ├── Forbidden               403  the token lacks a scope
     ├── NotFound                404  no such job, node, artifact
     ├── Conflict                409  the state does not allow it, or a key was used before
+    │   └── Stuck               409  a workflow fails at every step; it can be ended, nothing else
     ├── Overloaded              429  too many requests wait; try again soon              (retryable)
     ├── Unavailable             503  Temporal, S3 or a worker cannot be reached now     (retryable)
     └── TrainingError
@@ -72,6 +74,13 @@ class InvalidManifest(InvalidInput):
         )
 
 
+class TooLarge(InvalidInput):
+    """More bytes than the place where they go takes; sending them again changes nothing."""
+
+    status = 413
+    title = "Too large"
+
+
 class Unauthenticated(LoomOSError):
     """No bearer token, or one that does not verify."""
 
@@ -98,6 +107,12 @@ class Conflict(LoomOSError):
 
     status = 409
     title = "Conflict"
+
+
+class Stuck(Conflict):
+    """A workflow fails at every step that it tries; it can be looked at and ended, nothing else."""
+
+    title = "Stuck"
 
 
 class Overloaded(LoomOSError):

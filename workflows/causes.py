@@ -13,9 +13,22 @@ CANCEL_GOES_ON = "cancel-ends-delivery"
 
 
 def root_cause(error: BaseException) -> str:
-    """The message of the error that caused all the others."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """The message of the error that caused all the others.
+
+    Causes may go round in a circle (`raise inner from outer`, where `outer` was caused by
+    `inner`): the bottom is then where the circle begins.
+    """
+    seen = {id(error)}
+    bottom = error
+    while (cause := bottom.__cause__) is not None:
+        if id(cause) in seen:
+            return _words(cause)
+        seen.add(id(cause))
+        bottom = cause
+    return _words(bottom)
+
+
+def _words(error: BaseException) -> str:
     return getattr(error, "message", "") or str(error) or type(error).__name__
 
 

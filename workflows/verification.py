@@ -123,6 +123,7 @@ class VerificationSuite:
         assert self._plan is not None
         while left and self._leasing.revoked is None:
             shard = left[0]
+            failed: ActivityError | None = None
             try:
                 await delivery_calls.evaluate_shard(
                     ShardRequest(plan_sha256=self._plan.sha256, shard=shard), node
@@ -130,9 +131,13 @@ class VerificationSuite:
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
-                if isinstance(error.cause, ApplicationError) and error.cause.non_retryable:
-                    raise error.cause from error
-                return error
+                failed = error
+            if failed is not None:
+                # Raised here, not in the handler above: `error` is caused by its own cause, and
+                # a circle of causes cannot be written into a failure.
+                if isinstance(failed.cause, ApplicationError) and failed.cause.non_retryable:
+                    raise failed.cause
+                return failed
             left.pop(0)
             self._done += 1
             self._show()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from api.bodies import Route
 from api.context import Parts, Reader, Submitter
 from api.problems import problem_responses
 from api.routes.jobs import IdempotencyKey
@@ -13,7 +14,7 @@ from loomos.client.campaign_models import CampaignList
 from loomos.jobs.campaigns import CampaignStatus
 from loomos.manifest import RLCampaign
 
-router = APIRouter(prefix="/api/v1/campaigns", tags=["campaigns"])
+router = APIRouter(route_class=Route, prefix="/api/v1/campaigns", tags=["campaigns"])
 
 CampaignId = Annotated[
     str, Path(min_length=1, max_length=128, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
@@ -45,3 +46,9 @@ async def get_campaign(campaign_id: CampaignId, parts: Parts, who: Reader) -> Ca
 async def cancel_campaign(campaign_id: CampaignId, parts: Parts, who: Submitter) -> CampaignStatus:
     """End a campaign and the trainings that run."""
     return await parts.campaigns.cancel(campaign_id)
+
+
+@router.delete("/{campaign_id}", status_code=204, responses=problem_responses(404, 409))
+async def delete_campaign(campaign_id: CampaignId, parts: Parts, who: Submitter) -> None:
+    """Delete a campaign that has ended, with the jobs that it started; models stay."""
+    await parts.campaigns.delete(campaign_id)

@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query
 
+from api.bodies import Route
 from api.context import Admin, Parts, Reader
 from api.problems import problem_responses
 from loomos.client.models import ClusterResources, WorkerDetail, WorkerList
 from loomos.jobs.cluster import ClusterStatus, NodeCommand
 from loomos.jobs.states import NodeState
 
-router = APIRouter(prefix="/api/v1", tags=["cluster"])
+router = APIRouter(route_class=Route, prefix="/api/v1", tags=["cluster"])
 
 Cursor = Annotated[str, Query(max_length=300, description="`next_cursor` of a page.")]
 NodeId = Annotated[str, Path(min_length=1, max_length=253)]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
+from api.bodies import Route
 from api.context import Parts, Reader, Submitter
 from api.named_files import check_named_files
 from api.problems import problem_responses
@@ -14,7 +15,7 @@ from loomos.client.experiment_models import ExperimentList, Stopping
 from loomos.jobs.experiments import ExperimentStatus, StopRequest, TrialPage, TrialsQuery
 from loomos.manifest import Experiment
 
-router = APIRouter(prefix="/api/v1/experiments", tags=["experiments"])
+router = APIRouter(route_class=Route, prefix="/api/v1/experiments", tags=["experiments"])
 
 ExperimentId = Annotated[
     str, Path(min_length=1, max_length=128, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
@@ -58,6 +59,12 @@ async def list_trials(
 ) -> TrialPage:
     """Trials that have finished, in the order in which they did."""
     return await parts.experiments.trials(experiment_id, TrialsQuery(since=since, limit=limit))
+
+
+@router.delete("/{experiment_id}", status_code=204, responses=problem_responses(404, 409))
+async def delete_experiment(experiment_id: ExperimentId, parts: Parts, who: Submitter) -> None:
+    """Delete an experiment that has ended, with its trials; models stay."""
+    await parts.experiments.delete(experiment_id)
 
 
 @router.post("/{experiment_id}/stop", status_code=202, responses=problem_responses(404, 409))

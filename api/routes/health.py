@@ -8,12 +8,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from api.bodies import Route
 from api.context import Parts
 from loomos.client.models import Health
 from loomos.errors import LoomOSError, NotFound
 from loomos.security.proof import CHALLENGE_CHARACTERS, prove
 
-router = APIRouter(prefix="/api/v1", tags=["health"])
+router = APIRouter(route_class=Route, prefix="/api/v1", tags=["health"])
 
 
 @router.get("/health")

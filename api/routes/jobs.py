@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from api.bodies import Route
 from api.context import Admin, Gateway, Parts, Reader, Submitter
 from api.named_files import check_named_files
 from api.problems import problem_responses
@@ -30,11 +30,10 @@ from loomos.errors import InvalidInput, NotFound
 from loomos.jobs.states import JobState
 from loomos.jobs.training import JobUpdate
 from loomos.manifest import TrainingJob
-from loomos.storage import Store
-from loomos.storage.layout import events_prefix, job_prefix, logs_prefix, metrics_prefix
+from loomos.storage.layout import events_prefix, logs_prefix, metrics_prefix
 from loomos.storage.records import Position, Wanted, read_newest, read_records
 
-router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
+router = APIRouter(route_class=Route, prefix="/api/v1/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(min_length=1, max_length=128, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Limit = Annotated[int, Query(ge=1, le=200)]
@@ -88,7 +87,7 @@ async def list_jobs(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> JobPage:
-    """Jobs, newest first, by one call to Temporal."""
+    """Jobs, newest first, each once."""
     for item in label:
         if "=" not in item:
             raise InvalidInput(f"label: {item!r} is not key=value")
@@ -115,20 +114,13 @@ async def change_job(job_id: JobId, change: JobChange, parts: Parts, who: Submit
 @router.delete("/{job_id}", status_code=204, responses=problem_responses(404, 409))
 async def delete_job(job_id: JobId, parts: Parts, who: Submitter) -> None:
     """Forget a job that has ended, with its checkpoints, logs and metrics; its model stays."""
-    await parts.workflows.forget_job(job_id)
-    await asyncio.to_thread(_delete_all, parts.store, job_prefix(job_id))
-
-
-def _delete_all(store: Store, prefix: str) -> None:
-    keys = (item.key for item in store.objects(prefix))
-    while batch := list(itertools.islice(keys, 1000)):
-        store.delete(batch)
+    await parts.workflows.delete_job(job_id)
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problem_responses(404, 409))
 async def cancel_job(job_id: JobId, parts: Parts, who: Submitter) -> JobDetail:
     """Stop a job for good; its ranks get time for a last checkpoint."""
-    await parts.workflows.cancel_job(job_id)
+    await parts.workflows.cancel_job(job_id, who.subject)
     return await parts.workflows.describe_job(job_id)
 
 

@@ -6,12 +6,14 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from pydantic import AfterValidator
 
+from api.bodies import Route
 from api.context import Gateway, Parts, Reader
 from api.problems import problem_responses
 from api.stream import event as sse_event
@@ -26,7 +28,7 @@ from loomos.provenance.lineage import PUBLISHED, Lineage, LineageFact, stream_of
 from loomos.security.tokens import Identity
 from loomos.storage.layout import attestation_key, model_prefix
 
-router = APIRouter(prefix="/api/v1", tags=["ledger"])
+router = APIRouter(route_class=Route, prefix="/api/v1", tags=["ledger"])
 
 MOST_FACTS = 10_000
 SIGNING_PATIENCE_S = 10.0
@@ -34,6 +36,16 @@ KEEP_ALIVE_S = 15.0
 ATTESTATIONS = (STATEMENT_FILE, SIGNATURE_FILE, BOM_FILE)
 LARGEST = 2**62
 
+
+def _in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC; near the ends of the calendar there may be none."""
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError:
+        raise ValueError("no moment of the calendar in UTC; give a year from 2 to 9998") from None
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
 Position = Annotated[int, Path(ge=0, le=LARGEST)]
 Size = Annotated[int, Query(ge=0, le=LARGEST)]
 Name = Annotated[str, Path(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -52,8 +64,8 @@ async def list_events(
     who: Reader,
     event_type: Annotated[list[str] | None, Query(max_length=50)] = None,
     stream: Annotated[str | None, Query(max_length=200)] = None,
-    start_time: Annotated[datetime | None, Query(description="Logged then or later.")] = None,
-    end_time: Annotated[datetime | None, Query(description="Logged before.")] = None,
+    start_time: Annotated[Moment | None, Query(description="Logged then or later.")] = None,
+    end_time: Annotated[Moment | None, Query(description="Logged before.")] = None,
     after: Annotated[int, Query(ge=-1, le=LARGEST, description="Behind this position.")] = -1,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     newest_first: Annotated[bool, Query(description="From the end.")] = False,

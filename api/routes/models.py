@@ -12,6 +12,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
+from api.bodies import Route
 from api.context import Gateway, Parts, Reader, Submitter
 from api.problems import problem_responses
 from api.routes.serving import ask, describe_endpoint
@@ -28,7 +29,7 @@ from loomos.client.delivery_models import (
     Notes,
     Verdict,
 )
-from loomos.errors import InvalidInput, NotFound
+from loomos.errors import InvalidInput, LoomOSError, NotFound
 from loomos.jobs.serving import FileFacts, ModelChange
 from loomos.prism.evidence import newest_verdict
 from loomos.registry import Registry, check_files, parse_reference
@@ -37,7 +38,7 @@ from loomos.registry.versions import SIGNATURE
 from loomos.storage import Store
 from loomos.storage.layout import attestation_key, blob_key
 
-router = APIRouter(prefix="/api/v1", tags=["models"])
+router = APIRouter(route_class=Route, prefix="/api/v1", tags=["models"])
 
 ModelId = Annotated[
     str, Path(min_length=1, max_length=200, description="`NAME`, `NAME@ALIAS` or `NAME@VERSION`.")
@@ -52,15 +53,21 @@ async def list_models(parts: Parts, who: Reader) -> ModelList:
 
     def look() -> ModelList:
         registry = Registry(parts.store)
-        models: list[ModelSummary] = []
-        for name in registry.names():
-            # A model whose versions are deleted may leave an empty folder.
-            if versions := registry.versions(name):
-                aliases = registry.aliases(name).read().aliases
-                models.append(ModelSummary(name=name, versions=len(versions), aliases=aliases))
-        return ModelList(models=models)
+        found = [_summary(registry, name) for name in registry.names()]
+        # A model whose versions are deleted may leave an empty folder.
+        return ModelList(models=[model for model in found if model.versions])
 
     return await asyncio.to_thread(look)
+
+
+def _summary(registry: Registry, name: str) -> ModelSummary:
+    versions = len(registry.versions(name))
+    try:
+        aliases = registry.aliases(name).read().aliases
+    except (LoomOSError, ValueError) as error:
+        why = f"its aliases cannot be read: {str(error).splitlines()[0]}"
+        return ModelSummary(name=name, versions=versions, aliases={}, partial=why)
+    return ModelSummary(name=name, versions=versions, aliases=aliases)
 
 
 @router.head("/blobs/{sha256}", status_code=204, responses=problem_responses(404))
@@ -237,9 +244,9 @@ async def _endpoint_of(parts: Gateway, name: str) -> str:
     if name in names:
         return name
     for endpoint in names:
-        detail = await describe_endpoint(parts, endpoint)
-        served = detail.route.stable.version
-        if name in (served, served.partition("@")[0]):
+        route = (await describe_endpoint(parts, endpoint)).route
+        served = route.stable.version if route else ""
+        if served and name in (served, served.partition("@")[0]):
             return endpoint
     known = ", ".join(names) or "none"
     raise NotFound(f"no endpoint {name!r}, nor one that serves such a model; endpoints: {known}")

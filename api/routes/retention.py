@@ -7,11 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict
 
+from api.bodies import Route
 from api.context import Admin, Parts, Reader
 from api.problems import problem_responses
 from loomos.jobs.retention import CollectionStatus, StorageUsage
 
-router = APIRouter(prefix="/api/v1", tags=["retention"])
+router = APIRouter(route_class=Route, prefix="/api/v1", tags=["retention"])
 
 CollectionId = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[a-z0-9]+$")]
 

@@ -6,7 +6,9 @@ import asyncio
 
 from fastapi import APIRouter
 
+from api.bodies import Route
 from api.context import Parts, Reader, Submitter
+from api.lists import members
 from api.problems import problem_responses
 from api.routes.serving import EndpointName
 from loomos.client.delivery_models import RolloutList, RolloutVerb, Steering
@@ -14,7 +16,7 @@ from loomos.errors import InvalidInput
 from loomos.jobs.rollouts import Approval, CanaryRollout, Reason, RolloutStatus
 from loomos.registry import Registry
 
-router = APIRouter(prefix="/api/v1/rollouts", tags=["rollouts"])
+router = APIRouter(route_class=Route, prefix="/api/v1/rollouts", tags=["rollouts"])
 
 
 @router.post("", status_code=201, responses=problem_responses(404, 409))
@@ -28,14 +30,19 @@ async def start_rollout(rollout: CanaryRollout, parts: Parts, who: Submitter) ->
 async def list_rollouts(parts: Parts, who: Reader) -> RolloutList:
     """The newest rollout of each endpoint."""
     names = await parts.delivery.rollout_names()
-    found = await asyncio.gather(*(parts.delivery.rollout(name) for name in names))
-    return RolloutList(rollouts=list(found))
+    return RolloutList(rollouts=await members(parts.delivery.rollout(name) for name in names))
 
 
 @router.get("/{endpoint}", responses=problem_responses(404))
 async def get_rollout(endpoint: EndpointName, parts: Parts, who: Reader) -> RolloutStatus:
     """The newest rollout of an endpoint."""
     return await parts.delivery.rollout(endpoint)
+
+
+@router.delete("/{endpoint}", status_code=204, responses=problem_responses(404, 409))
+async def delete_rollout(endpoint: EndpointName, parts: Parts, who: Submitter) -> None:
+    """Forget the rollouts that an endpoint has had; what they promoted stays."""
+    await parts.delivery.delete_rollout(endpoint)
 
 
 @router.post("/{endpoint}/{verb}", status_code=202, responses=problem_responses(404, 409))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from api.bodies import Route
 from api.context import Admin, Parts, Reader
 from api.problems import problem_responses
 from loomos.jobs.cluster import AdviceList, ClusterStatus, SchedulerConfig
 
-router = APIRouter(prefix="/api/v1/scheduler", tags=["scheduler"])
+router = APIRouter(route_class=Route, prefix="/api/v1/scheduler", tags=["scheduler"])
 
 
 @router.get("/config", responses=problem_responses())

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
 
+from api.bodies import Route
 from api.context import Parts, Reader, Submitter
+from api.lists import members
 from api.named_files import check_named_files
 from api.problems import problem_responses
 from loomos.client.delivery_models import ScheduleDetail, ScheduleList
 from loomos.jobs.continual import ContinualJob
 
-router = APIRouter(prefix="/api/v1/schedules", tags=["schedules"])
+router = APIRouter(route_class=Route, prefix="/api/v1/schedules", tags=["schedules"])
 
 ScheduleName = Annotated[str, Path(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 
@@ -29,8 +30,7 @@ async def create_schedule(job: ContinualJob, parts: Parts, who: Submitter) -> Sc
 async def list_schedules(parts: Parts, who: Reader) -> ScheduleList:
     """Every schedule."""
     names = await parts.schedules.names()
-    found = await asyncio.gather(*(parts.schedules.describe(name) for name in names))
-    return ScheduleList(schedules=list(found))
+    return ScheduleList(schedules=await members(parts.schedules.describe(name) for name in names))
 
 
 @router.get("/{name}", responses=problem_responses(404))
@@ -39,15 +39,20 @@ async def get_schedule(name: ScheduleName, parts: Parts, who: Reader) -> Schedul
     return await parts.schedules.describe(name)
 
 
-@router.post("/{name}/{verb}", status_code=202, responses=problem_responses(404))
+@router.post("/{name}/{verb}", status_code=202, responses=problem_responses(404, 409))
 async def steer_schedule(
-    name: ScheduleName, verb: Literal["pause", "resume", "trigger"], parts: Parts, who: Submitter
+    name: ScheduleName,
+    verb: Literal["pause", "resume", "trigger", "cancel"],
+    parts: Parts,
+    who: Submitter,
 ) -> ScheduleDetail:
-    """Pause, resume, or start a period now."""
+    """Pause, resume, start a period now, or end the one that is on."""
     if verb == "pause":
         return await parts.schedules.pause(name)
     if verb == "resume":
         return await parts.schedules.resume(name)
+    if verb == "cancel":
+        return await parts.schedules.cancel(name)
     return await parts.schedules.trigger(name)
 
 

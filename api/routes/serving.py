@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Annotated, Any
 
 import httpx
 from fastapi import APIRouter, Path, Request
 
+from api.bodies import Route
 from api.context import Gateway, Parts, Reader, Submitter
+from api.lists import members
 from api.problems import problem_responses
 from loomos.client.delivery_models import (
     EndpointDetail,
@@ -20,9 +23,9 @@ from loomos.client.delivery_models import (
 from loomos.errors import Conflict, InvalidInput, LoomOSError, NotFound, Overloaded, Unavailable
 from loomos.jobs.serving import EndpointSpec
 from loomos.serving.servers import is_alive, read_servers
-from loomos.serving.table import read_route
+from loomos.serving.table import close_route, read_route
 
-router = APIRouter(tags=["serving"])
+router = APIRouter(route_class=Route, tags=["serving"])
 
 EndpointName = Annotated[str, Path(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 TIMEOUT = httpx.Timeout(600.0, connect=2.0)
@@ -31,15 +34,23 @@ TIMEOUT = httpx.Timeout(600.0, connect=2.0)
 async def describe_endpoint(parts: Gateway, name: str) -> EndpointDetail:
     """An endpoint, as workflow, route row and servers tell."""
     status = await parts.delivery.endpoint(name)
-    route = await asyncio.to_thread(read_route, parts.store, name)
-    servers = await asyncio.to_thread(read_servers, parts.store)
+    route, why = status.route, status.partial
+    try:
+        route = await asyncio.to_thread(read_route, parts.store, name)
+    except NotFound:
+        if not why:  # deleted in between; the workflow itself would have written a row
+            raise
+    except (Unavailable, ValueError) as error:
+        why = why or f"its row cannot be read: {str(error).splitlines()[0]}"
+    servers = await asyncio.to_thread(read_servers, parts.store) if route else []
     return EndpointDetail(
         name=name,
         state=status.state,
         message=status.message,
-        spec=route.spec,
+        spec=route.spec if route else status.spec,
         route=route,
-        servers=[s for s in servers if s.server_id in route.replicas and is_alive(s)],
+        servers=[s for s in servers if route and s.server_id in route.replicas and is_alive(s)],
+        partial=why,
     )
 
 
@@ -47,16 +58,7 @@ async def describe_endpoint(parts: Gateway, name: str) -> EndpointDetail:
 async def list_endpoints(parts: Parts, who: Reader) -> EndpointList:
     """Every endpoint."""
     names = await parts.delivery.endpoint_names()
-    found = await asyncio.gather(
-        *(describe_endpoint(parts, name) for name in names), return_exceptions=True
-    )
-    endpoints: list[EndpointDetail] = []
-    for item in found:
-        if isinstance(item, EndpointDetail):
-            endpoints.append(item)
-        elif not isinstance(item, NotFound):  # deleted in between
-            raise item
-    return EndpointList(endpoints=endpoints)
+    return EndpointList(endpoints=await members(describe_endpoint(parts, name) for name in names))
 
 
 @router.get("/api/v1/endpoints/{name}", responses=problem_responses(404))
@@ -77,7 +79,9 @@ async def configure_endpoint(
 @router.delete("/api/v1/endpoints/{name}", status_code=204, responses=problem_responses(404, 409))
 async def delete_endpoint(name: EndpointName, parts: Parts, who: Submitter) -> None:
     """Delete an endpoint; its models stay in the registry."""
-    await parts.delivery.delete_endpoint(name)
+    if await parts.delivery.delete_endpoint(name, who.subject) is None:
+        with contextlib.suppress(NotFound):  # it was ended before its first row
+            await asyncio.to_thread(close_route, parts.store, name, who.subject)
 
 
 # --- requests -----------------------------------------------------------------------------------

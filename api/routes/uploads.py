@@ -7,12 +7,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from api.bodies import Route
 from api.context import Parts, Reader, Submitter
 from api.problems import problem_responses
 from loomos.jobs.uploads import UploadAnswer, UploadList, UploadRequest
 from loomos.storage.uploads import forget_upload, list_uploads, make_upload
 
-router = APIRouter(prefix="/api/v1/uploads", tags=["data"])
+router = APIRouter(route_class=Route, prefix="/api/v1/uploads", tags=["data"])
 
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="Digest of the listing.")]
 

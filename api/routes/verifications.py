@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 
+from api.bodies import Route
 from api.context import Parts, Reader, Submitter
+from api.lists import members
 from api.named_files import check_named_files
 from api.problems import problem_responses
 from loomos.client.delivery_models import VerificationList
@@ -21,7 +23,7 @@ from loomos.registry import Registry
 from loomos.storage import Store
 from loomos.storage.layout import verification_prefix
 
-router = APIRouter(prefix="/api/v1/verifications", tags=["verifications"])
+router = APIRouter(route_class=Route, prefix="/api/v1/verifications", tags=["verifications"])
 
 VerificationId = Annotated[
     str, Path(min_length=1, max_length=200, pattern=r"^[a-z0-9][a-z0-9.-]*$")
@@ -53,8 +55,9 @@ async def start_verification(
 async def list_verifications(parts: Parts, who: Reader) -> VerificationList:
     """The newest verifications."""
     ids = await parts.delivery.verification_ids(SHOWN)
-    found = await asyncio.gather(*(parts.delivery.verification(item) for item in ids))
-    return VerificationList(verifications=list(found))
+    return VerificationList(
+        verifications=await members(parts.delivery.verification(item) for item in ids)
+    )
 
 
 @router.get("/{verification_id}", responses=problem_responses(404))
@@ -65,14 +68,22 @@ async def get_verification(
     return await parts.delivery.verification(verification_workflow_id(verification_id))
 
 
-@router.post("/{verification_id}/cancel", status_code=202, responses=problem_responses(404))
+@router.post("/{verification_id}/cancel", status_code=202, responses=problem_responses(404, 409))
 async def cancel_verification(
     verification_id: VerificationId, parts: Parts, who: Submitter
 ) -> VerificationStatus:
     """Stop a verification; what was generated stays for the next."""
     full_id = verification_workflow_id(verification_id)
-    await parts.delivery.cancel_verification(full_id)
+    await parts.delivery.cancel_verification(full_id, who.subject)
     return await parts.delivery.verification(full_id)
+
+
+@router.delete("/{verification_id}", status_code=204, responses=problem_responses(404, 409))
+async def delete_verification(
+    verification_id: VerificationId, parts: Parts, who: Submitter
+) -> None:
+    """Forget a verification that has ended; evidence and verdicts stay."""
+    await parts.delivery.delete_verification(verification_workflow_id(verification_id))
 
 
 @router.get(

@@ -113,7 +113,7 @@ def cancel(campaign_id: CampaignId, output: Output = None) -> None:
 def _follow(campaign: CampaignStatus, output: Output) -> None:
     """Show rounds as they end; then the campaign."""
     shows = chosen(output) == Format.TABLE
-    total = sum(phase.rounds for phase in campaign.spec.phases)
+    total = sum(phase.rounds for phase in campaign.known_spec.phases)
 
     async def work(client: LoomOSClient) -> CampaignStatus:
         found, told = campaign, 0
@@ -140,7 +140,7 @@ def _print(campaign: CampaignStatus, output: Output, is_judged: bool = True) -> 
             [
                 ("campaign", campaign.campaign_id),
                 ("state", f"{campaign.state}: {campaign.message}"),
-                ("algorithm", campaign.spec.algorithm),
+                ("algorithm", campaign.spec and campaign.spec.algorithm),
                 ("phase", campaign.phase),
                 ("rounds", str(max(0, len(campaign.rounds) - 1))),
                 ("weights", _numbers(campaign.weights) or None),

@@ -24,6 +24,7 @@ from loomos.cli.tables import number
 if TYPE_CHECKING:
     from loomos.client.delivery_models import EndpointDetail, EndpointList
     from loomos.client.http import LoomOSClient
+    from loomos.jobs.serving import Route
 
 app = typer.Typer(help="Look at endpoints, try them under load, delete them.", no_args_is_help=True)
 
@@ -42,17 +43,7 @@ def list_endpoints(output: Output = None) -> None:
     def table() -> None:
         print_table(
             ("ENDPOINT", "STABLE", "CANARY", "SHARE", "SERVERS", "READY"),
-            [
-                (
-                    e.name,
-                    e.route.stable.version,
-                    e.route.canary.version if e.route.canary else None,
-                    f"{e.route.canary_bp / 100:g} %" if e.route.canary else None,
-                    ", ".join(e.route.replicas),
-                    "yes" if e.is_ready else "no",
-                )
-                for e in found.endpoints
-            ],
+            [(e.name, *_traffic(e.route), "yes" if e.is_ready else "no") for e in found.endpoints],
             spare=("SERVERS",),
         )
 
@@ -156,9 +147,23 @@ def load(
     ends(found.answered > 0)
 
 
+def _traffic(route: Route | None) -> tuple[str | None, ...]:
+    """Columns of an endpoint's row; it may have none yet."""
+    if route is None:
+        return (None, None, None, None)
+    canary = route.canary
+    return (
+        route.stable.version,
+        canary.version if canary else None,
+        f"{route.canary_bp / 100:g} %" if canary else None,
+        ", ".join(route.replicas),
+    )
+
+
 def print_endpoint(endpoint: EndpointDetail, output: Output) -> None:
     """Print an endpoint."""
     route = endpoint.route
+    canary = route.canary if route else None
 
     def table() -> None:
         print_facts(
@@ -166,15 +171,16 @@ def print_endpoint(endpoint: EndpointDetail, output: Output) -> None:
                 ("endpoint", endpoint.name),
                 ("state", f"{endpoint.state}: {endpoint.message}"),
                 ("ready", "yes" if endpoint.is_ready else "no"),
-                ("stable", route.stable.version),
-                ("canary", route.canary.version if route.canary else None),
-                ("its share", f"{route.canary_bp / 100:g} %" if route.canary else None),
-                ("lease until", route.expires_at),
-                ("route", f"{route.generation}, by {route.issued_by}"),
+                ("stable", route and route.stable.version),
+                ("canary", canary and canary.version),
+                ("its share", route and canary and f"{route.canary_bp / 100:g} %"),
+                ("lease until", route and route.expires_at),
+                ("route", route and f"{route.generation}, by {route.issued_by}"),
                 (
                     "replicas",
-                    f"{len(route.replicas)} ({endpoint.spec.replicas.min} to "
-                    f"{endpoint.spec.replicas.max})",
+                    route
+                    and f"{len(route.replicas)} ({route.spec.replicas.min} to "
+                    f"{route.spec.replicas.max})",
                 ),
             ]
         )

@@ -216,7 +216,7 @@ def plot(
 
     experiment, found = _with_trials(experiment_id)
     path = file or Path(f"{experiment_id}-{kind.value}.png")
-    draw(kind.value, experiment.spec, found, path, metric)
+    draw(kind.value, experiment.known_spec, found, path, metric)
     print(path)
 
 
@@ -238,7 +238,7 @@ def _with_trials(experiment_id: str) -> tuple[ExperimentStatus, list[TrialRecord
 def _follow(experiment: ExperimentStatus, output: Output) -> None:
     """Show trials as they finish; then the experiment."""
     shows = chosen(output) == Format.TABLE
-    total = experiment.spec.most_trials
+    total = experiment.known_spec.most_trials
 
     async def work(client: LoomOSClient) -> ExperimentStatus:
         with counting(experiment.experiment_id, total, shows=shows) as count:
@@ -267,12 +267,12 @@ def _print(experiment: ExperimentStatus, output: Output, is_judged: bool = True)
             [
                 ("experiment", experiment.experiment_id),
                 ("state", f"{experiment.state}: {experiment.message}"),
-                ("sampler", spec.sampler.name),
-                ("pruner", spec.pruner.name),
+                ("sampler", spec and spec.sampler.name),
+                ("pruner", spec and spec.pruner.name),
                 ("trials", ", ".join(f"{n} {state}" for state, n in experiment.counts.items())),
                 (
                     "at most",
-                    f"{spec.most_trials}, {spec.parallelism} at a time",
+                    spec and f"{spec.most_trials}, {spec.parallelism} at a time",
                 ),
                 ("best", best and f"{_values(best)} (trial {best.number})"),
                 ("with", best and _params(best)),
@@ -309,9 +309,9 @@ def _params(trial: TrialRecord) -> str:
 
 
 def _csv(experiment: ExperimentStatus, found: list[TrialRecord]) -> str:
-    metrics = [metric.name for metric in experiment.spec.metrics]
+    metrics = [metric.name for metric in experiment.known_spec.metrics]
     others = sorted({name for trial in found for name in trial.metrics} - set(metrics))
-    parameters = list(experiment.spec.parameters)
+    parameters = list(experiment.known_spec.parameters)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(

@@ -52,8 +52,8 @@ def list_schedules(output: Output = None) -> None:
             [
                 (
                     s.name,
-                    s.spec.endpoint,
-                    f"{s.spec.cron} {s.spec.time_zone}",
+                    s.spec and s.spec.endpoint,
+                    s.spec and f"{s.spec.cron} {s.spec.time_zone}",
                     _state(s),
                     s.next_at,
                     f"{s.updates[-1].decision}, {ago(s.updates[-1].at)}" if s.updates else None,
@@ -108,13 +108,15 @@ def _state(schedule: ScheduleDetail) -> str:
 
 
 def _print(schedule: ScheduleDetail, output: Output) -> None:
+    spec = schedule.spec
+
     def table() -> None:
         print_facts(
             [
                 ("schedule", schedule.name),
                 ("state", _state(schedule)),
-                ("endpoint", schedule.spec.endpoint),
-                ("cron", f"{schedule.spec.cron} {schedule.spec.time_zone}"),
+                ("endpoint", spec and spec.endpoint),
+                ("cron", spec and f"{spec.cron} {spec.time_zone}"),
                 ("next", schedule.next_at),
             ]
         )

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import uuid
-
+from pydantic import ValidationError
 from temporalio.client import Client, WorkflowExecution
 
-from loomos.client.answers import answered
 from loomos.client.campaign_models import CampaignSummary
-from loomos.client.documents import DocumentKind, DocumentWorkflows, summary_fields
+from loomos.client.documents import DocumentWorkflows, read_memo, summary_fields
+from loomos.client.runs import RunKind, known_facts, known_state
 from loomos.errors import Conflict
 from loomos.jobs.campaigns import CampaignInput, CampaignStatus
-from loomos.jobs.names import CAMPAIGN_KIND, SUMMARY_MEMO, campaign_workflow_id
+from loomos.jobs.names import CAMPAIGN_KIND, SUMMARY_MEMO
 from loomos.jobs.states import JobState
 from loomos.manifest import RLCampaign
+from loomos.storage import Store
+from loomos.storage.layout import job_prefix
 
-CAMPAIGNS = DocumentKind(kind=CAMPAIGN_KIND, workflow="RLCampaign", noun="campaign")
+CAMPAIGNS = RunKind(kind=CAMPAIGN_KIND, workflow="RLCampaign", noun="campaign", command="campaigns")
 
 
 class CampaignClient:
     """Starts, finds and ends campaigns."""
 
-    def __init__(self, client: Client) -> None:
-        self._workflows = DocumentWorkflows(client, CAMPAIGNS)
+    def __init__(self, client: Client, store: Store) -> None:
+        self._workflows = DocumentWorkflows(client, CAMPAIGNS, store)
 
     async def start(
         self, campaign: RLCampaign, owner: str, idempotency_key: str | None = None
@@ -33,32 +34,56 @@ class CampaignClient:
             Conflict: the key was used for another document.
         """
         metadata, spec = campaign.metadata, campaign.spec
-        run = CampaignInput(
-            campaign_id=campaign_workflow_id(metadata.name, idempotency_key or uuid.uuid4().hex),
-            name=metadata.name,
-            owner=owner,
-            project=metadata.project,
-            spec=spec,
-        )
-        await self._workflows.start(
-            run.campaign_id,
-            run,
+        campaign_id, _ = await self._workflows.start(
+            lambda run_id: CampaignInput(
+                campaign_id=run_id,
+                name=metadata.name,
+                owner=owner,
+                project=metadata.project,
+                spec=spec,
+            ),
             campaign,
             metadata,
             owner=owner,
+            key=idempotency_key,
             state=JobState.QUEUED.value,
             priority=spec.priority,
             summary=f"{spec.algorithm} of {len(spec.members)} members for {owner}",
         )
-        return await self.get(run.campaign_id)
+        return await self.get(campaign_id)
 
     async def get(self, campaign_id: str) -> CampaignStatus:
-        """A campaign.
+        """A campaign; as Temporal knows it where its workflow cannot say.
 
         Raises:
             NotFound: there is none.
         """
-        return await self._workflows.query(campaign_id, "status", CampaignStatus)
+        seen = await self._workflows.look(
+            campaign_id, CampaignStatus, is_final=lambda status: status.state.is_final
+        )
+        state = known_state(seen.execution, JobState, JobState.QUEUED)
+        if seen.answer is not None:
+            if seen.ended and not seen.answer.state.is_final:
+                return seen.answer.model_copy(
+                    update={
+                        "state": state,
+                        "message": "ended from outside",
+                        "finished_at": seen.execution.close_time,
+                    }
+                )
+            return seen.answer
+        given = await self._workflows.first_input(campaign_id, CampaignInput)
+        return CampaignStatus(
+            campaign_id=campaign_id,
+            **known_facts(seen.execution),
+            state=state,
+            message=seen.reason,
+            spec=given.spec if given else None,
+            phase="",
+            started_at=seen.execution.start_time,
+            finished_at=seen.execution.close_time,
+            partial=seen.reason,
+        )
 
     async def newest(self, limit: int) -> list[CampaignSummary]:
         """The newest campaigns, newest first, by one visibility call."""
@@ -74,13 +99,26 @@ class CampaignClient:
         before = await self.get(campaign_id)
         if before.state.is_final:
             raise Conflict(f"the campaign {campaign_id} is {before.state}; nothing to cancel")
-        await answered(self._workflows.handle(campaign_id).cancel())
+        await self._workflows.end(campaign_id)
         return await self.get(campaign_id)
+
+    async def delete(self, campaign_id: str) -> None:
+        """Delete a campaign that has ended, with the jobs that it started; models stay.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: it runs.
+        """
+        await self._workflows.delete(campaign_id, [job_prefix(campaign_id)])
 
 
 async def _summary(execution: WorkflowExecution) -> CampaignSummary:
-    return CampaignSummary(
-        campaign_id=execution.id,
-        **summary_fields(execution, JobState.QUEUED.value),
-        **await execution.memo_value(SUMMARY_MEMO, {}),
-    )
+    facts = {
+        "campaign_id": execution.id,
+        **summary_fields(execution),
+        "state": known_state(execution, JobState, JobState.QUEUED),
+    }
+    try:
+        return CampaignSummary(**facts, **await read_memo(execution, SUMMARY_MEMO))
+    except ValidationError:  # noted by another LoomOS
+        return CampaignSummary(**facts)

@@ -5,15 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
-from temporalio.client import (
-    Client,
-    WorkflowExecutionDescription,
-    WorkflowFailureError,
-    WorkflowQueryFailedError,
-    WorkflowQueryRejectedError,
-)
+from temporalio.client import Client, WorkflowFailureError
 from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
@@ -23,8 +17,9 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from loomos.client.answers import answered, failure
-from loomos.errors import Conflict, NotFound, Unavailable
-from loomos.jobs.message import Message
+from loomos.client.listing import newest_first
+from loomos.client.runs import RunKind, Runs, known_state
+from loomos.errors import Conflict, NotFound, Stuck
 from loomos.jobs.names import (
     CONTROL_QUEUE,
     ENDPOINT_KIND,
@@ -57,7 +52,14 @@ CHANGE_TIMEOUT_S = 120.0
 REGISTER_TIMEOUT_S = 3000.0
 """How long a version may take to be made of blobs: the store copies gigabytes."""
 
-MessageT = TypeVar("MessageT", bound=Message)
+UPDATE_TIMEOUT_S = 60.0
+"""How long a change of an endpoint may take."""
+
+ENDPOINTS = RunKind(kind=ENDPOINT_KIND, workflow="Endpoint", noun="endpoint", command="endpoints")
+ROLLOUTS = RunKind(kind=ROLLOUT_KIND, workflow="CanaryRollout", noun="rollout", command="rollouts")
+VERIFICATIONS = RunKind(
+    kind=VERIFICATION_KIND, workflow="VerificationSuite", noun="verification", command="verify"
+)
 
 
 class DeliveryClient:
@@ -65,6 +67,9 @@ class DeliveryClient:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.endpoints = Runs(client, ENDPOINTS)
+        self.rollouts = Runs(client, ROLLOUTS)
+        self.verifications = Runs(client, VERIFICATIONS)
 
     # --- registry ---
 
@@ -120,12 +125,17 @@ class DeliveryClient:
                 )
             )
         except WorkflowAlreadyStartedError:
-            known = self._client.get_workflow_handle(endpoint_workflow_id(name))
-            return await answered(
-                known.execute_update("configure", endpoint, result_type=EndpointStatus), 60.0
+            return await self.endpoints.update(
+                endpoint_workflow_id(name),
+                "configure",
+                endpoint,
+                result=EndpointStatus,
+                timeout_s=UPDATE_TIMEOUT_S,
             )
         try:
-            return await answered(handle.execute_update("opened", result_type=EndpointStatus), 60.0)
+            return await answered(
+                handle.execute_update("opened", result_type=EndpointStatus), UPDATE_TIMEOUT_S
+            )
         except (NotFound, Conflict):
             try:  # it could not be opened; its failure says why
                 await answered(handle.result())
@@ -134,31 +144,54 @@ class DeliveryClient:
             raise
 
     async def endpoint(self, name: str) -> EndpointStatus:
-        """An endpoint.
+        """An endpoint; as Temporal knows it where its workflow cannot say.
 
         Raises:
             NotFound: there is none, or it was deleted.
         """
-        status = await self._query(endpoint_workflow_id(name), EndpointStatus)
-        if status is None or status.state == "closed":
-            raise NotFound(f"no endpoint {name!r}; `loomos endpoints list` shows them")
-        return status
+        workflow_id = endpoint_workflow_id(name)
+        seen = await self.endpoints.look(workflow_id, EndpointStatus)
+        if seen.ended or (seen.answer is not None and seen.answer.state == "closed"):
+            raise self.endpoints.missing(name)
+        if seen.answer is not None:
+            return seen.answer
+        given = await self.endpoints.first_input(workflow_id, EndpointInput)
+        return EndpointStatus(
+            name=name,
+            state="serving" if seen.execution.typed_search_attributes.get(STATE) else "opening",
+            message=seen.reason,
+            spec=given.spec if given else None,
+            partial=seen.reason,
+        )
 
     async def endpoint_names(self) -> list[str]:
         """Endpoints that exist."""
-        query = f'{KIND.name} = "{ENDPOINT_KIND}" AND ExecutionStatus = "Running"'
-        return sorted(await self._names(query))
+        query = f'WorkflowType = "{ENDPOINTS.workflow}" AND ExecutionStatus = "Running"'
+        prefix = endpoint_workflow_id("")
+        return sorted(
+            {found.id.removeprefix(prefix) async for found in self._client.list_workflows(query)}
+        )
 
-    async def delete_endpoint(self, name: str) -> EndpointStatus:
+    async def delete_endpoint(self, name: str, person: str = "") -> EndpointStatus | None:
         """Delete an endpoint; requests to it get 404.
+
+        Returns:
+            Where it is; None if its workflow could not close it and was ended. The caller has to
+            write that it is closed.
 
         Raises:
             NotFound: there is none.
             Conflict: a canary is on trial.
         """
+        workflow_id = endpoint_workflow_id(name)
         await self.endpoint(name)
-        handle = self._client.get_workflow_handle(endpoint_workflow_id(name))
-        return await answered(handle.execute_update("close", result_type=EndpointStatus), 60.0)
+        try:
+            return await self.endpoints.update(
+                workflow_id, "close", result=EndpointStatus, timeout_s=UPDATE_TIMEOUT_S
+            )
+        except Stuck:
+            await self.endpoints.end(workflow_id, person)
+            return None
 
     # --- rollouts ---
 
@@ -196,19 +229,42 @@ class DeliveryClient:
         return await self.rollout(spec.endpoint)
 
     async def rollout(self, endpoint: str) -> RolloutStatus:
-        """The newest rollout of an endpoint.
+        """The newest rollout of an endpoint; as Temporal knows it where its workflow cannot say.
 
         Raises:
             NotFound: there has been none.
         """
-        status = await self._query(rollout_workflow_id(endpoint), RolloutStatus)
-        if status is None:
-            raise NotFound(f"{endpoint!r} has had no rollout; `loomos rollouts start` starts one")
-        return status
+        workflow_id = rollout_workflow_id(endpoint)
+        try:
+            seen = await self.rollouts.look(
+                workflow_id, RolloutStatus, is_final=lambda status: status.state.is_final
+            )
+        except NotFound:
+            raise NotFound(
+                f"{endpoint!r} has had no rollout; `loomos rollouts start` starts one"
+            ) from None
+        if seen.answer is not None:
+            if seen.ended and not seen.answer.state.is_final:
+                over = {"state": RolloutState.ROLLED_BACK, "message": "ended from outside"}
+                return seen.answer.model_copy(update=over)
+            return seen.answer
+        given = await self.rollouts.first_input(workflow_id, RolloutInput)
+        state = known_state(seen.execution, RolloutState, RolloutState.PREFLIGHT)
+        return RolloutStatus(
+            endpoint=endpoint,
+            state=RolloutState.ROLLED_BACK if seen.ended and not state.is_final else state,
+            message=seen.reason,
+            candidate=given.spec.model if given else "",
+            partial=seen.reason,
+        )
 
     async def rollout_names(self) -> list[str]:
         """Endpoints that have, or lately had, a rollout."""
-        return sorted(await self._names(f'{KIND.name} = "{ROLLOUT_KIND}"'))
+        prefix = rollout_workflow_id("")
+        query = f'WorkflowType = "{ROLLOUTS.workflow}"'
+        return sorted(
+            {found.id.removeprefix(prefix) async for found in self._client.list_workflows(query)}
+        )
 
     async def steer_rollout(
         self, endpoint: str, verb: str, argument: Approval | Reason
@@ -219,13 +275,30 @@ class DeliveryClient:
             NotFound: there is none.
             Conflict: its state does not allow that.
         """
-        await self.rollout(endpoint)
-        handle = self._client.get_workflow_handle(rollout_workflow_id(endpoint))
+        before = await self.rollout(endpoint)
+        if before.state.is_final:
+            raise Conflict(f"the rollout of {endpoint} is {before.state}")
+        workflow_id = rollout_workflow_id(endpoint)
         try:
-            return await answered(handle.execute_update(verb, argument, result_type=RolloutStatus))
+            return await self.rollouts.update(workflow_id, verb, argument, result=RolloutStatus)
         except NotFound:
             over = await self.rollout(endpoint)
             raise Conflict(f"the rollout of {endpoint} is {over.state}") from None
+        except Stuck:
+            if verb != "abort":
+                raise
+            # Nobody renews its canary's lease any more, so the canary's traffic ends too.
+            await self.rollouts.end(workflow_id, argument.person)
+            return await self.rollout(endpoint)
+
+    async def delete_rollout(self, endpoint: str) -> None:
+        """Forget the rollouts that an endpoint has had.
+
+        Raises:
+            NotFound: there has been none.
+            Conflict: one is on.
+        """
+        await self.rollouts.forget(rollout_workflow_id(endpoint))
 
     # --- verification ---
 
@@ -255,51 +328,57 @@ class DeliveryClient:
         return await self.verification(verification_id)
 
     async def verification(self, verification_id: str) -> VerificationStatus:
-        """A verification.
+        """A verification; as Temporal knows it where its workflow cannot say.
 
         Raises:
             NotFound: there is none.
         """
-        status = await self._query(verification_id, VerificationStatus)
-        if status is None:
-            raise NotFound(f"no verification {verification_id!r}; `loomos verify list` shows them")
-        return status
+        seen = await self.verifications.look(
+            verification_id, VerificationStatus, is_final=lambda status: status.state.is_final
+        )
+        state = known_state(seen.execution, VerificationState, VerificationState.PLANNING)
+        if seen.answer is not None:
+            if seen.ended and not seen.answer.state.is_final:
+                over = {"state": state, "message": "ended from outside"}
+                return seen.answer.model_copy(update=over)
+            return seen.answer
+        given = await self.verifications.first_input(verification_id, VerificationInput)
+        return VerificationStatus(
+            verification_id=verification_id,
+            state=state,
+            message=seen.reason,
+            version=given.model if given else "",
+            partial=seen.reason,
+        )
 
     async def verification_ids(self, limit: int) -> list[str]:
         """The newest verifications, newest first."""
-        found: list[str] = []
-        pages = self._client.list_workflows(f'{KIND.name} = "{VERIFICATION_KIND}"', limit=limit)
-        async for workflow in pages:
-            found.append(workflow.id)
-        return found
+        query = f'WorkflowType = "{VERIFICATIONS.workflow}"'
+        listed = await newest_first(self._client, query, limit)
+        return [execution.id for execution in listed.executions]
 
-    async def cancel_verification(self, verification_id: str) -> None:
-        """Stop a verification; what was generated stays."""
-        await self.verification(verification_id)
-        await answered(self._client.get_workflow_handle(verification_id).cancel())
+    async def cancel_verification(self, verification_id: str, person: str = "") -> None:
+        """Stop a verification; what was generated stays.
 
-    # --- inside ---
+        Raises:
+            NotFound: there is none.
+            Conflict: it has ended.
+        """
+        before = await self.verification(verification_id)
+        if before.state.is_final:
+            raise Conflict(
+                f"the verification {verification_id} is {before.state}; nothing to cancel"
+            )
+        await self.verifications.end(verification_id, person)
 
-    async def _names(self, query: str) -> set[str]:
-        names: set[str] = set()
-        async for found in self._client.list_workflows(query):
-            names.add(found.typed_search_attributes.get(NAME) or found.id)
-        return names
+    async def delete_verification(self, verification_id: str) -> None:
+        """Forget a verification that has ended; evidence and verdicts stay.
 
-    async def _query(self, workflow_id: str, result: type[MessageT]) -> MessageT | None:
-        """The workflow's own answer; None if there is no such workflow."""
-        handle = self._client.get_workflow_handle(workflow_id)
-        try:
-            found: MessageT = await answered(handle.query("status", result_type=result))
-        except NotFound:
-            return None
-        except (WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
-            raise Unavailable(f"{workflow_id} does not answer: {error}") from None
-        return found
-
-    async def describe(self, workflow_id: str) -> WorkflowExecutionDescription:
-        """What Temporal knows of a workflow."""
-        return await answered(self._client.get_workflow_handle(workflow_id).describe())
+        Raises:
+            NotFound: there is none.
+            Conflict: it runs.
+        """
+        await self.verifications.forget(verification_id)
 
 
 def search_attributes(kind: str, name: str, owner: str, state: str = "") -> TypedSearchAttributes:

@@ -36,6 +36,8 @@ class ModelSummary(Answer):
     """Versions it has."""
     aliases: dict[str, str]
     """Version by alias."""
+    partial: str = ""
+    """Why this is not everything. Empty if it is."""
 
 
 class ModelList(Answer):
@@ -149,24 +151,28 @@ class EndpointDetail(Answer):
     """Where it is."""
     message: str
     """Why."""
-    spec: EndpointSpec
-    """What is wanted."""
-    route: Route
-    """Who answers what share."""
-    servers: list[ServerStatus]
+    spec: EndpointSpec | None = None
+    """What is wanted; none where nobody can tell."""
+    route: Route | None = None
+    """Who answers what share; none before the first row was written."""
+    servers: list[ServerStatus] = []
     """Servers that hold its models."""
+    partial: str = ""
+    """Why this is not everything. Empty if it is."""
 
     @property
     def is_ready(self) -> bool:
         """Whether a server can answer with the stable version."""
-        return any(self._is_served_by(server) for server in self.servers)
+        route = self.route
+        return route is not None and any(_is_served_by(route, server) for server in self.servers)
 
-    def _is_served_by(self, server: ServerStatus) -> bool:
-        known = server.generations.get(self.name, 0)
-        # While a canary is on trial its lease writes a row every few seconds.
-        is_current = known >= self.route.generation or (known > 0 and self.route.canary is not None)
-        stable = self.route.stable
-        return is_current and (stable.remote is not None or stable.version in server.loaded)
+
+def _is_served_by(route: Route, server: ServerStatus) -> bool:
+    known = server.generations.get(route.endpoint, 0)
+    # While a canary is on trial its lease writes a row every few seconds.
+    is_current = known >= route.generation or (known > 0 and route.canary is not None)
+    stable = route.stable
+    return is_current and (stable.remote is not None or stable.version in server.loaded)
 
 
 class EndpointList(Answer):
@@ -197,8 +203,8 @@ class ScheduleDetail(Answer):
     """Its name."""
     owner: str
     """Who made it."""
-    spec: ContinualSpec
-    """What it does."""
+    spec: ContinualSpec | None = None
+    """What it does; none where what it was made with cannot be read."""
     is_paused: bool
     """Whether it starts nothing."""
     is_running: bool
@@ -207,6 +213,8 @@ class ScheduleDetail(Answer):
     """When the next one begins."""
     updates: list[UpdateRecord] = []
     """What came of the newest periods, oldest first."""
+    partial: str = ""
+    """Why this is not everything. Empty if it is."""
 
 
 class ScheduleList(Answer):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
-
+from pydantic import ValidationError
 from temporalio.client import Client, WorkflowExecution
 
-from loomos.client.answers import answered
-from loomos.client.documents import DocumentKind, DocumentWorkflows, summary_fields
+from loomos.client.documents import DocumentWorkflows, read_memo, summary_fields
 from loomos.client.experiment_models import ExperimentSummary
+from loomos.client.runs import RunKind, known_facts, known_state
 from loomos.errors import Conflict, NotFound
 from loomos.jobs.experiments import (
     ExperimentInput,
@@ -18,17 +17,21 @@ from loomos.jobs.experiments import (
     TrialPage,
     TrialsQuery,
 )
-from loomos.jobs.names import EXPERIMENT_KIND, SUMMARY_MEMO, experiment_workflow_id
+from loomos.jobs.names import EXPERIMENT_KIND, SUMMARY_MEMO
 from loomos.manifest import Experiment
+from loomos.storage import Store
+from loomos.storage.layout import trials_prefix
 
-EXPERIMENTS = DocumentKind(kind=EXPERIMENT_KIND, workflow="ExperimentSweep", noun="experiment")
+EXPERIMENTS = RunKind(
+    kind=EXPERIMENT_KIND, workflow="ExperimentSweep", noun="experiment", command="experiments"
+)
 
 
 class ExperimentClient:
     """Starts, finds and steers experiments."""
 
-    def __init__(self, client: Client) -> None:
-        self._workflows = DocumentWorkflows(client, EXPERIMENTS)
+    def __init__(self, client: Client, store: Store) -> None:
+        self._workflows = DocumentWorkflows(client, EXPERIMENTS, store)
 
     async def start(
         self, experiment: Experiment, owner: str, idempotency_key: str | None = None
@@ -40,36 +43,57 @@ class ExperimentClient:
             Conflict: the key was used for another document.
         """
         for earlier in experiment.spec.warm_start:
-            await self.get(earlier)
+            await self._workflows.described(earlier)
         metadata, spec = experiment.metadata, experiment.spec
-        run = ExperimentInput(
-            experiment_id=experiment_workflow_id(
-                metadata.name, idempotency_key or uuid.uuid4().hex
+        experiment_id, _ = await self._workflows.start(
+            lambda run_id: ExperimentInput(
+                experiment_id=run_id,
+                name=metadata.name,
+                owner=owner,
+                project=metadata.project,
+                spec=spec,
             ),
-            name=metadata.name,
-            owner=owner,
-            project=metadata.project,
-            spec=spec,
-        )
-        await self._workflows.start(
-            run.experiment_id,
-            run,
             experiment,
             metadata,
             owner=owner,
+            key=idempotency_key,
             state=ExperimentState.PREPARING.value,
             priority=spec.priority,
             summary=f"{spec.sampler.name} search for {owner}",
         )
-        return await self.get(run.experiment_id)
+        return await self.get(experiment_id)
 
     async def get(self, experiment_id: str) -> ExperimentStatus:
-        """An experiment.
+        """An experiment; as Temporal knows it where its workflow cannot say.
 
         Raises:
             NotFound: there is none.
         """
-        return await self._workflows.query(experiment_id, "status", ExperimentStatus)
+        seen = await self._workflows.look(
+            experiment_id, ExperimentStatus, is_final=lambda status: status.state.is_final
+        )
+        state = known_state(seen.execution, ExperimentState, ExperimentState.PREPARING)
+        if seen.answer is not None:
+            if seen.ended and not seen.answer.state.is_final:
+                return seen.answer.model_copy(
+                    update={
+                        "state": state,
+                        "message": "ended from outside",
+                        "finished_at": seen.execution.close_time,
+                    }
+                )
+            return seen.answer
+        given = await self._workflows.first_input(experiment_id, ExperimentInput)
+        return ExperimentStatus(
+            experiment_id=experiment_id,
+            **known_facts(seen.execution),
+            state=state,
+            message=seen.reason,
+            spec=given.spec if given else None,
+            started_at=seen.execution.start_time,
+            finished_at=seen.execution.close_time,
+            partial=seen.reason,
+        )
 
     async def trials(self, experiment_id: str, query: TrialsQuery) -> TrialPage:
         """Trials that have finished, in that order.
@@ -77,7 +101,11 @@ class ExperimentClient:
         Raises:
             NotFound: there is no such experiment.
         """
-        return await self._workflows.query(experiment_id, "trials", TrialPage, query)
+        seen = await self._workflows.look(experiment_id, TrialPage, query, query="trials")
+        if seen.answer is not None:
+            is_over = seen.answer.is_over or bool(seen.ended and not seen.answer.trials)
+            return seen.answer.model_copy(update={"is_over": is_over})
+        return TrialPage(trials=[], next=query.since, is_over=bool(seen.ended), partial=seen.reason)
 
     async def newest(self, limit: int) -> list[ExperimentSummary]:
         """The newest experiments, newest first, by one visibility call."""
@@ -91,10 +119,9 @@ class ExperimentClient:
             Conflict: it has ended, or stops already.
         """
         before = await self.get(experiment_id)
-        handle = self._workflows.handle(experiment_id)
         try:
-            return await answered(
-                handle.execute_update("stop", request, result_type=ExperimentStatus)
+            return await self._workflows.update(
+                experiment_id, "stop", request, result=ExperimentStatus
             )
         except NotFound:
             raise Conflict(f"the experiment {experiment_id} is {before.state}") from None
@@ -109,13 +136,26 @@ class ExperimentClient:
         before = await self.get(experiment_id)
         if before.state.is_final:
             raise Conflict(f"the experiment {experiment_id} is {before.state}; nothing to cancel")
-        await answered(self._workflows.handle(experiment_id).cancel())
+        await self._workflows.end(experiment_id)
         return await self.get(experiment_id)
+
+    async def delete(self, experiment_id: str) -> None:
+        """Delete an experiment that has ended, with its trials; models stay.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: it runs.
+        """
+        await self._workflows.delete(experiment_id, [trials_prefix(experiment_id)])
 
 
 async def _summary(execution: WorkflowExecution) -> ExperimentSummary:
-    return ExperimentSummary(
-        experiment_id=execution.id,
-        **summary_fields(execution, ExperimentState.PREPARING.value),
-        **await execution.memo_value(SUMMARY_MEMO, {}),
-    )
+    facts = {
+        "experiment_id": execution.id,
+        **summary_fields(execution),
+        "state": known_state(execution, ExperimentState, ExperimentState.PREPARING),
+    }
+    try:
+        return ExperimentSummary(**facts, **await read_memo(execution, SUMMARY_MEMO))
+    except ValidationError:  # noted by another LoomOS
+        return ExperimentSummary(**facts)

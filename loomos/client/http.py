@@ -419,7 +419,7 @@ class LoomOSClient(Transport):
             reasons = "; ".join(r for server in detail.servers for r in server.failed.values())
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"no server has loaded {detail.route.stable.version} within {wait_s:g} s"
+                    f"no server has loaded {model} within {wait_s:g} s"
                     + (f": {reasons}" if reasons else "; is one running?")
                 )
             await asyncio.sleep(RETRY_DELAY_S)

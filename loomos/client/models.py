@@ -79,6 +79,8 @@ class JobDetail(JobSummary):
     """What was asked for."""
     temporal_url: str
     """The job's page in Temporal's UI."""
+    partial: str = ""
+    """Why this is not everything: who knows more does not answer. Empty if it is."""
 
 
 class Submitted(Answer):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 from temporalio.client import (
     Client,
     Schedule,
+    ScheduleActionExecutionStartWorkflow,
     ScheduleActionStartWorkflow,
     ScheduleAlreadyRunningError,
     ScheduleDescription,
@@ -20,13 +22,17 @@ from temporalio.client import (
 from loomos.client.answers import answered
 from loomos.client.delivery import search_attributes
 from loomos.client.delivery_models import ScheduleDetail
+from loomos.client.runs import RunKind, Runs
 from loomos.continual.memory import read_state
-from loomos.errors import Conflict, InvalidInput, NotFound
-from loomos.jobs.continual import ContinualInput, ContinualJob
+from loomos.errors import Conflict, InvalidInput, NotFound, Unavailable
+from loomos.jobs.continual import ContinualInput, ContinualJob, ContinualState
 from loomos.jobs.names import CONTINUAL_KIND, CONTROL_QUEUE, schedule_id
 from loomos.storage import Store
 
 SHOWN_UPDATES = 20
+PERIODS = RunKind(
+    kind=CONTINUAL_KIND, workflow="ContinualLearning", noun="period", command="schedules"
+)
 
 
 class ScheduleClient:
@@ -39,6 +45,7 @@ class ScheduleClient:
 
     def __init__(self, client: Client, store: Store) -> None:
         self._client, self._store = client, store
+        self._periods = Runs(client, PERIODS)
 
     async def create(self, job: ContinualJob, owner: str) -> ScheduleDetail:
         """Start a schedule.
@@ -79,20 +86,58 @@ class ScheduleClient:
             found: ScheduleDescription = await answered(self._handle(name).describe())
         except NotFound:
             raise NotFound(f"no schedule {name!r}; `loomos schedules list` shows them") from None
-        action = found.schedule.action
-        assert isinstance(action, ScheduleActionStartWorkflow)
-        arguments = await self._client.data_converter.decode(list(action.args), [ContinualInput])
-        period: ContinualInput = arguments[0]
-        state = read_state(self._store, name)
+        period, why = await self._period(found)
+        state = ContinualState()
+        try:
+            state = await asyncio.to_thread(read_state, self._store, name)
+        except (Unavailable, ValueError) as error:
+            why = why or f"what it did cannot be read: {str(error).splitlines()[0]}"
         return ScheduleDetail(
             name=name,
-            owner=period.owner,
-            spec=period.spec,
+            owner=period.owner if period else "",
+            spec=period.spec if period else None,
             is_paused=found.schedule.state.paused,
             is_running=bool(found.info.running_actions),
             next_at=found.info.next_action_times[0] if found.info.next_action_times else None,
             updates=state.updates[-SHOWN_UPDATES:],
+            partial=why,
         )
+
+    async def _period(self, found: ScheduleDescription) -> tuple[ContinualInput | None, str]:
+        """What each period is started with; or why that is not known."""
+        action = found.schedule.action
+        if not isinstance(action, ScheduleActionStartWorkflow):
+            return None, "it starts no workflow"
+        try:
+            decoded = await self._client.data_converter.decode(list(action.args), [ContinualInput])
+        except Exception as error:  # whatever a decoder makes of bytes from anywhere
+            return None, f"what it was made with cannot be read: {str(error).splitlines()[0]}"
+        if not decoded or not isinstance(decoded[0], ContinualInput):
+            return None, "what it was made with cannot be read"
+        return decoded[0], ""
+
+    async def cancel(self, name: str) -> ScheduleDetail:
+        """End the period that is on; it is terminated if it cannot cancel itself.
+
+        Raises:
+            NotFound: there is no such schedule.
+            Conflict: no period is on.
+        """
+        if not await self._end_periods(name):
+            raise Conflict(f"no period of the schedule {name} is on; nothing to cancel")
+        return await self.describe(name)
+
+    async def _end_periods(self, name: str) -> int:
+        await self.describe(name)
+        found: ScheduleDescription = await answered(self._handle(name).describe())
+        running = [
+            action.workflow_id
+            for action in found.info.running_actions
+            if isinstance(action, ScheduleActionExecutionStartWorkflow)
+        ]
+        for workflow_id in running:
+            await self._periods.end(workflow_id)
+        return len(running)
 
     async def names(self) -> list[str]:
         """Every schedule."""
@@ -122,8 +167,11 @@ class ScheduleClient:
         return await self.describe(name)
 
     async def delete(self, name: str) -> None:
-        """Delete a schedule; what it made stays, and so does what it remembers."""
-        await self.describe(name)
+        """Delete a schedule, and end the period that is on.
+
+        What it made stays, and so does what it remembers.
+        """
+        await self._end_periods(name)
         await answered(self._handle(name).delete())
 
     def _handle(self, name: str) -> ScheduleHandle:

@@ -22,6 +22,7 @@ from loomos.errors import (
     LoomOSError,
     NotFound,
     Overloaded,
+    TooLarge,
     Unauthenticated,
     Unavailable,
 )
@@ -43,7 +44,9 @@ _ERRORS: dict[int, type[LoomOSError]] = {
     401: Unauthenticated,
     403: Forbidden,
     404: NotFound,
+    408: Unavailable,
     409: Conflict,
+    413: TooLarge,
     422: InvalidInput,
     429: Overloaded,
     503: Unavailable,

@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from loomos.client.http import LoomOSClient, opened
 from loomos.errors import InvalidInput, NotFound
 from loomos.jobs.experiments import ExperimentStatus, TrialRecord, TrialState
-from loomos.jobs.names import experiment_workflow_id
+from loomos.jobs.names import new_identifier, run_id
 from loomos.manifest import Experiment as ExperimentDocument
 from loomos.manifest import FineTuning, LoRA, validate_as
 
@@ -234,8 +233,8 @@ class Weaver:
             },
             "experiment",
         )
-        key = uuid.uuid4().hex
-        experiment_id = experiment_workflow_id(slug, key)
+        key = new_identifier()
+        experiment_id = run_id(slug, key)
         self._made[experiment_id] = (document, key)
         return Experiment(id=experiment_id, document=document)
 
@@ -250,7 +249,7 @@ class Weaver:
     async def stream_experiment_progress(self, experiment_id: str) -> AsyncIterator[TrialUpdate]:
         """Each trial as it ends, those that ended before first, until the experiment is over."""
         async with opened(self._client) as client:
-            spec = (await client.experiments.get(experiment_id)).spec
+            spec = (await client.experiments.get(experiment_id)).known_spec
             async for trial in client.experiments.follow(experiment_id):
                 yield TrialUpdate(
                     trial_id=trial.number,
@@ -270,7 +269,7 @@ class Weaver:
             found = await client.experiments.get(experiment_id)
         if not found.best:
             raise NotFound(f"no trial of {experiment_id} is complete and feasible yet")
-        sign = 1 if found.spec.metrics[0].direction == "minimize" else -1
+        sign = 1 if found.known_spec.metrics[0].direction == "minimize" else -1
         best = min(found.best, key=lambda trial: sign * trial.values[0])
         return BestTrial(trial_id=best.number, hyperparameters=best.params, score=best.values[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from loomos.errors import Unavailable
 from loomos.jobs.message import CompactMessage, Message
 from loomos.jobs.states import JobState
 from loomos.jobs.training import TimelineEntry
@@ -167,8 +168,8 @@ class CampaignStatus(Message):
     """Where it is."""
     message: str = ""
     """Why, for people."""
-    spec: CampaignSpec
-    """What it does."""
+    spec: CampaignSpec | None = None
+    """What it does; none where what it was started with cannot be read."""
     phase: str
     """The phase that is on, or was last."""
     weights: dict[str, float] = {}
@@ -183,6 +184,19 @@ class CampaignStatus(Message):
     """When it ended."""
     timeline: list[TimelineEntry] = []
     """What happened, oldest first."""
+    partial: str = ""
+    """Why this is not everything: the workflow itself does not answer. Empty if it does."""
+
+    @property
+    def known_spec(self) -> CampaignSpec:
+        """What it does.
+
+        Raises:
+            Unavailable: what it was started with cannot be read.
+        """
+        if self.spec is None:
+            raise Unavailable(self.partial or "what it was started with is not known")
+        return self.spec
 
 
 class CampaignResult(Message):

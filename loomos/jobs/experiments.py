@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
+from loomos.errors import Unavailable
 from loomos.jobs.message import CompactMessage, Message, TimelineEntryBase
 from loomos.jobs.pruning import PruningRule, Reports
 from loomos.jobs.training import ResolvedInputs
@@ -308,8 +309,8 @@ class ExperimentStatus(Message):
     """Where it is."""
     message: str = ""
     """Why, for people."""
-    spec: ExperimentSpec
-    """What it does."""
+    spec: ExperimentSpec | None = None
+    """What it does; none where what it was started with cannot be read."""
     counts: dict[str, int] = {}
     """Trials by state."""
     best: list[TrialRecord] = []
@@ -322,6 +323,19 @@ class ExperimentStatus(Message):
     """When it ended."""
     timeline: list[ExperimentEvent] = []
     """What happened, oldest first."""
+    partial: str = ""
+    """Why this is not everything: the workflow itself does not answer. Empty if it does."""
+
+    @property
+    def known_spec(self) -> ExperimentSpec:
+        """What it does.
+
+        Raises:
+            Unavailable: what it was started with cannot be read.
+        """
+        if self.spec is None:
+            raise Unavailable(self.partial or "what it was started with is not known")
+        return self.spec
 
 
 class TrialsQuery(Message):
@@ -342,6 +356,8 @@ class TrialPage(Message):
     """`since` for what comes after."""
     is_over: bool
     """Whether there will be no more after these."""
+    partial: str = ""
+    """Why these are not all: the workflow itself does not answer. Empty if it does."""
 
 
 class ExperimentResult(Message):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
+import re
+import secrets
 
 CONTROL_QUEUE = "loomos-control"
 """Workflow tasks, and activities that any control worker may run."""
@@ -59,14 +63,32 @@ def verification_workflow_id(name: str) -> str:
     return f"verify/{name}"
 
 
-def experiment_workflow_id(name: str, key: str) -> str:
-    """The `ExperimentSweep` of an experiment; `key` is its idempotency key."""
-    return f"{name}-{hashlib.sha256(f'experiment/{key}'.encode()).hexdigest()[:8]}"
+_IDENTIFIER = re.compile(r"[a-z2-7]{26}")
 
 
-def campaign_workflow_id(name: str, key: str) -> str:
-    """The `RLCampaign` of a campaign; `key` is its idempotency key."""
-    return f"{name}-{hashlib.sha256(f'campaign/{key}'.encode()).hexdigest()[:8]}"
+def new_identifier() -> str:
+    """128 random bits, as 26 letters and digits that ids may have."""
+    return _identifier(secrets.token_bytes(16))
+
+
+def short_digest(*parts: str) -> str:
+    """128 bits that stand for these texts, in this order and so divided, and for no others."""
+    # As JSON: joined by a sign, `a/b`, `c` and `a`, `b/c` would be the same.
+    return _identifier(hashlib.sha256(json.dumps(parts).encode()).digest()[:16])
+
+
+def is_identifier(text: str) -> bool:
+    """Whether a text is what `new_identifier` makes."""
+    return _IDENTIFIER.fullmatch(text) is not None
+
+
+def _identifier(bits: bytes) -> str:
+    return base64.b32encode(bits).decode().rstrip("=").lower()
+
+
+def run_id(name: str, identifier: str) -> str:
+    """Id of a run that was started with an identifier as its idempotency key."""
+    return f"{name}-{identifier}"
 
 
 def schedule_id(name: str) -> str:

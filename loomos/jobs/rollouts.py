@@ -296,6 +296,8 @@ class RolloutStatus(Message):
     """What was decided, oldest first."""
     verdict_to_traffic_ms: float | None = None
     """From the judge's rollback verdict to the route row without the canary."""
+    partial: str = ""
+    """Why this is not everything: the workflow itself does not answer. Empty if it does."""
 
 
 class Approval(Message):

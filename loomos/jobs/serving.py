@@ -208,10 +208,12 @@ class EndpointStatus(Message):
     """Where it is."""
     message: str = ""
     """Why, for people."""
-    spec: EndpointSpec
-    """What is wanted."""
+    spec: EndpointSpec | None = None
+    """What is wanted; none where what it was started with cannot be read."""
     route: Route | None = None
     """The newest route row that the workflow knows of."""
+    partial: str = ""
+    """Why this is not everything: the workflow itself does not answer. Empty if it does."""
 
 
 class ModelChange(Message):

@@ -197,3 +197,5 @@ class VerificationStatus(Message):
     """The verdict."""
     timeline: list[VerificationEvent] = []
     """What happened, oldest first."""
+    partial: str = ""
+    """Why this is not everything: the workflow itself does not answer. Empty if it does."""

@@ -32,6 +32,7 @@ from loomos.manifest._delivery import (
 )
 from loomos.manifest._document import (
     field_errors,
+    model_in,
     plain,
     read_document,
     read_mapping,
@@ -157,6 +158,7 @@ __all__ = [
     "holds",
     "is_explicit",
     "json_schema",
+    "model_in",
     "named_paths",
     "path_text",
     "read_document",

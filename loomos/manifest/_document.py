@@ -217,18 +217,19 @@ def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     """Names of the fields that the model at `path` has."""
     for part in path:
         field = model.model_fields.get(str(part))
-        nested = None if field is None else _nested_model(field.annotation)
+        nested = None if field is None else model_in(field.annotation)
         if nested is None:
             break
         model = nested
     return list(model.model_fields)
 
 
-def _nested_model(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field of this annotation holds, perhaps in a list or beside None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in get_args(annotation):
-        found = _nested_model(argument)
+        found = model_in(argument)
         if found is not None:
             return found
     return None

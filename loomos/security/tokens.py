@@ -5,6 +5,7 @@ Scopes include the ones before them: `read` < `submit` < `admin`.
 
 from __future__ import annotations
 
+import re
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,8 @@ from loomos.errors import InvalidInput, Unauthenticated
 Scope = Literal["read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "submit", "admin")
 ISSUER = "loomos"
+LONGEST_SUBJECT = 256
+_SUBJECT = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{LONGEST_SUBJECT}}}")
 
 
 class Identity(BaseModel):
@@ -87,6 +90,12 @@ def verify(key: str, token: str) -> Identity:
         )
     except jwt.ExpiredSignatureError:
         raise Unauthenticated("the token has expired; `loomos auth create-token` mints") from None
-    except jwt.InvalidTokenError as error:
+    except (jwt.InvalidTokenError, OverflowError, ValueError, RecursionError) as error:
+        # Besides its own errors, PyJWT lets through what numbers like 1e400 and NUL do to it.
         raise Unauthenticated(f"the token is not valid ({error}); `loomos auth login`") from None
-    return Identity(subject=claims["sub"], scopes=frozenset(claims.get("scope", "").split()))
+    subject, scope = claims["sub"], claims.get("scope", "")
+    if not (isinstance(subject, str) and _SUBJECT.fullmatch(subject)):
+        raise Unauthenticated(f"the token's sub is not a name of 1 to {LONGEST_SUBJECT} characters")
+    if not isinstance(scope, str):
+        raise Unauthenticated("the token's scope is not a text")
+    return Identity(subject=subject, scopes=frozenset(scope.split()))

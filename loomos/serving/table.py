@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from loomos.errors import Conflict, NotFound
 from loomos.jobs.serving import Route
+from loomos.serving.routes import has_lapsed
 from loomos.storage import Store
 from loomos.storage.layout import (
     LIVING_ENDPOINTS_PREFIX,
@@ -109,7 +110,7 @@ def close_route(store: Store, endpoint: str, issued_by: str) -> None:
     """
 
     def change(route: Route) -> Route:
-        if route.canary is not None:
+        if route.canary is not None and not has_lapsed(route, datetime.now(UTC)):
             raise Conflict(f"{endpoint} has a canary on trial; abort it first")
         return route.model_copy(update={"is_closed": True, "replicas": []})
 

@@ -83,6 +83,8 @@ def make_members(state: StateDir, ports: dict[str, int], nodes: int, servers: in
                 f"--port={ports['gateway']}",
                 "--log-level=warning",
                 "--timeout-graceful-shutdown=3",
+                "--timeout-keep-alive=15",
+                "--http=api.connections:PatientProtocol",
             ],
             check=proves_itself(gateway, read_stack_key(state.stack_key_file) or ""),
             ports=(ports["gateway"],),

@@ -10,6 +10,7 @@
     jobs/<job>/logs/g<generation>/n<node rank>/<sequence>.jsonl
     jobs/<job>/events/g<generation>/<sequence>.jsonl
     jobs/<job>/inputs/<sha256>.json                          which blobs a run reads
+    keys/<kind>/<digest>/<revision>.json                     what an idempotency key stands for
     blobs/<sha256>                                           content-addressed inputs
     uploads/<sha256>/<owner>.json                            whose upload a listing of blobs is
     environments/<sha256>                                    the blob is the package list of a node
@@ -120,6 +121,11 @@ def trial_state_key(job_id: str) -> str:
     return f"jobs/{job_id}/state"
 
 
+def trials_prefix(experiment_id: str) -> str:
+    """Everything of an experiment's trials; their ids are its own, `-t` and a number."""
+    return f"jobs/{experiment_id}-t"
+
+
 def logs_prefix(job_id: str) -> str:
     """All log chunks of a job."""
     return f"jobs/{job_id}/logs/"
@@ -166,6 +172,11 @@ def upload_key(sha256: str, owner: str) -> str:
 def inputs_prefix(job_id: str) -> str:
     """What the runs of a job read of the store, beside what is the job's own."""
     return f"jobs/{job_id}/inputs/"
+
+
+def keys_prefix(kind: str, digest: str) -> str:
+    """Revisions of what an idempotency key stands for."""
+    return f"keys/{kind}/{digest}/"
 
 
 def plan_key(job_id: str) -> str:
