@@ -105,13 +105,14 @@ async def _window(
 
 async def _since(client: Client, query: str, wanted: int, until: datetime) -> datetime:
     """A moment after which at least `wanted` executions began, and not many more if possible."""
+    enough = min(2 * wanted, WINDOW)  # there are more than `WINDOW`
     short, span = timedelta(0), FIRST_SPAN
-    while await _count(client, f"{query} AND StartTime > {_moment(until - span)}") < 2 * wanted:
+    while await _count(client, f"{query} AND StartTime > {_moment(until - span)}") < enough:
         short, span = span, span * 8
     while span - short > SLACK:
         middle = short + (span - short) / 2
         number = await _count(client, f"{query} AND StartTime > {_moment(until - middle)}")
-        if number < 2 * wanted:
+        if number < enough:
             short = middle
         else:
             span = middle
