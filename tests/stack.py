@@ -198,8 +198,8 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 def running_stack(root: Path, nodes: int = 2) -> Iterator[Stack]:
     """A stack for the block; afterwards nothing of it may be left."""
     stack = Stack(root, nodes)
-    stack.up()
     try:
+        stack.up()
         yield stack
     finally:
         stack.down()
