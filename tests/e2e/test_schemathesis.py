@@ -1,0 +1,89 @@
+"""Requests made up from the schema, one by one and in sequences, beside stuck workflows: no 5xx."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+
+from api.openapi import document
+from tests.stack import Stack, running_stack
+from tests.wedged import KINDS, temporal, wedge, wedged_schedule
+
+EXAMPLES = int(os.environ.get("LOOMOS_TEST_EXAMPLES", "60"))
+"""Requests made up for each operation."""
+QUIET = settings(
+    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+STUCK = "stuck"
+SCHEMA = schemathesis.openapi.from_dict(json.loads(document()))
+ENDLESS = "/events$"
+"""These answer as long as something may happen."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+
+@pytest.fixture(scope="module")
+def beset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of its own, for its rules are made up too; one workflow of each kind is stuck."""
+
+    async def spoil(stack: Stack) -> None:
+        client = await temporal(stack)
+        for kind in KINDS:
+            await wedge(client, kind, STUCK)
+        await wedged_schedule(client, STUCK)
+
+    with running_stack(tmp_path_factory.mktemp("beset"), nodes=1) as stack:
+        asyncio.run(spoil(stack))
+        yield stack
+
+
+def call(case: schemathesis.Case, stack: Stack) -> None:
+    """Send a request, which may not follow anything for ever, and look for an error of ours."""
+    if case.query:
+        case.query.pop("follow", None)
+    response = case.call(
+        base_url=stack.state.settings["cluster"]["endpoint"],
+        headers={"Authorization": f"Bearer {stack.folder.token_file.read_text()}"},
+        timeout=60,
+    )
+    case.validate_response(response, checks=[not_a_server_error])
+
+
+@SCHEMA.exclude(path_regex=ENDLESS).parametrize()
+@QUIET
+def test_no_operation_answers_with_an_error_of_ours(case: schemathesis.Case, beset: Stack) -> None:
+    call(case, beset)
+    names = [name for name in case.path_parameters or {} if name.endswith(("id", "name", "point"))]
+    if names:  # the same of what is stuck
+        case.path_parameters = {**case.path_parameters, **dict.fromkeys(names, STUCK)}
+        call(case, beset)
+
+
+def test_no_sequence_of_operations_ends_in_an_error_of_ours(beset: Stack) -> None:
+    base: Any = SCHEMA.exclude(path_regex=ENDLESS).as_state_machine()
+
+    class Sequences(base):  # type: ignore[misc]
+        def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
+            token = beset.folder.token_file.read_text()
+            return {
+                "base_url": beset.state.settings["cluster"]["endpoint"],
+                "headers": {"Authorization": f"Bearer {token}"},
+                "timeout": 60,
+            }
+
+        def before_call(self, case: schemathesis.Case) -> None:
+            if case.query:
+                case.query.pop("follow", None)
+
+        def validate_response(self, response: Any, case: schemathesis.Case, **more: Any) -> None:
+            case.validate_response(response, checks=[not_a_server_error])
+
+    Sequences.run(settings=QUIET)
