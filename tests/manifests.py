@@ -28,7 +28,7 @@ MODEL = {
     "config": {"hidden_size": 64},
     "fine_tuning_config": {"max_steps": 3, "batch_size": 8},
 }
-DATA = {"training_dataset": "/data"}
+DATA = {"training_dataset": "s3://nowhere/data"}
 SFT = {"model": MODEL, "data": DATA}
 
 
@@ -165,7 +165,7 @@ BASES: dict[type[BaseModel], list[dict[str, Any]]] = {
         {
             **HEAD,
             "kind": "ContinualLearning",
-            "spec": {"cron": "0 3 * * *", "endpoint": "chat", "replay": {"file": "/f"}},
+            "spec": {"cron": "0 3 * * *", "endpoint": "chat"},
         }
     ],
     SchedulerConfig: [{"weights": {"a": 2.0}, "quotas": {"a": {"nodes": 1}}}],
