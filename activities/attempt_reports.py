@@ -60,14 +60,14 @@ class AttemptReports:
 
     async def follow(self) -> None:
         """Read reports as they come and flush chunks every second; runs until cancelled."""
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._fd, self._read_pipe)
+        loop, fd = asyncio.get_running_loop(), self._fd
+        loop.add_reader(fd, self._read_pipe)
         try:
             while True:
                 await asyncio.sleep(FLUSH_INTERVAL_S)
                 await asyncio.to_thread(self.flush)
         finally:
-            loop.remove_reader(self._fd)
+            loop.remove_reader(fd)  # `finish` may have closed the pipe meanwhile
 
     def finish(self) -> None:
         """Take in what is left after the ranks have ended, write it, and close the pipe.

@@ -59,6 +59,11 @@ class Attempt:
         return [failure for r in self.reports for failure in r.failures]
 
 
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 @dataclass
 class Lab:
     """One job on one local store."""
@@ -121,7 +126,7 @@ class Lab:
                     pipe=report.pipe,
                 ).write(folder / "request.json")
                 follow = asyncio.create_task(report.follow())
-                stack.callback(follow.cancel)
+                stack.push_async_callback(_ended, follow)
                 reports.append(report)
                 processes.append(await self.host.run("train", folder / "request.json", folder))
             if at_step is not None:
