@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loomos.client.http import LoomOSClient
@@ -78,7 +79,10 @@ async def test_a_stranger_at_the_gateway_s_port_gets_nothing_and_ends_nothing(
 ) -> None:
     state = await stack.eventually(lambda: states(stack), lambda s: s.is_healthy)
     os.kill(state.supervisor_pid, signal.SIGSTOP)
-    os.kill(stack.pid("gateway"), signal.SIGKILL)
+    gateway = psutil.Process(stack.pid("gateway"))
+    gateway.kill()
+    while gateway.status() != psutil.STATUS_ZOMBIE:  # until then the port is its own
+        await asyncio.sleep(0.01)
     async with listening(lambda _: (200, b"[]"), state.ports["gateway"]) as stranger:
         os.kill(state.supervisor_pid, signal.SIGCONT)
         found = await stack.eventually(
