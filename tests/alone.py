@@ -81,7 +81,7 @@ class Alone:
             inputs=self.inputs,
             outcome=outcome,
         )
-        return publish(
+        version = publish(
             ExportRequest(
                 storage=self.storage,
                 scratch=self.root / "scratch",
@@ -89,6 +89,10 @@ class Alone:
                 publish=request,
             )
         )
+        # The control worker does this, once it has signed the version.
+        registry = Registry(self.store)
+        registry.commit(version.key_prefix, registry.unsigned(version.key_prefix))
+        return version
 
     def download(self, version: ModelVersion) -> Path:
         folder = self.root / "downloaded"

@@ -151,12 +151,24 @@ def _place(target: Path, put: Callable[[], object]) -> None:
     """Put a file into its folder, which may vanish with the last file that is deleted from it."""
     for attempt in range(PLACINGS):
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make(target.parent)
             put()
             return
         except FileNotFoundError:
             if attempt == PLACINGS - 1:
                 raise
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, unless there is one.
+
+    Raises:
+        FileNotFoundError: it vanished while one looked, or a file stands in its place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FileNotFoundError(f"{folder} is no folder") from error
 
 
 def _removed(folder: Path) -> bool:

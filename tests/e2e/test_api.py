@@ -180,7 +180,9 @@ async def test_wrong_rules_are_refused(http: httpx.AsyncClient, wrong: dict[str,
 
 
 SCHEMA = schemathesis.openapi.from_dict(json.loads(document()))
-SCHEMA.config.phases.coverage.enabled = False  # it makes hundreds of requests while tests are collected
+SCHEMA.config.phases.coverage.enabled = (
+    False  # it makes hundreds of requests while tests are collected
+)
 
 
 @(

@@ -176,7 +176,9 @@ def test_a_version_is_deleted_unless_an_alias_points_at_it(store: LocalStore) ->
     registry = Registry(store)
     made = registry.write("m", put_files(store), {})
     registry.aliases("m").move({"stable": made.version}, by="w", request="1")
-    with pytest.raises(Conflict, match="move the alias first"):
+    with pytest.raises(
+        Conflict, match="is stable; move the alias, or remove it: `loomos models unalias m stable`"
+    ):
         registry.delete(ModelRef("m", made.version))
     registry.aliases("m").move({"stable": None}, by="w", request="2")
     registry.delete(ModelRef("m", made.version))
