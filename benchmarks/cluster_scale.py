@@ -60,7 +60,7 @@ from loomos.jobs.cluster import (
     SchedulerConfig,
     StatusQuery,
 )
-from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE
+from loomos.jobs.names import CLUSTER_TASK_TIMEOUT, CLUSTER_WORKFLOW_ID, CONTROL_QUEUE
 from loomos.lifeline import die_with_parent
 from loomos.manifest import Resources
 from loomos.runtime import run_process
@@ -167,7 +167,7 @@ class Nodes:
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             start_signal="register_node",
             start_signal_args=[info],
-            task_timeout=timedelta(seconds=5),
+            task_timeout=CLUSTER_TASK_TIMEOUT,
         )
 
     async def live(self, info: NodeInfo) -> None:
@@ -463,6 +463,8 @@ async def simulate(
             await asyncio.gather(*(jobs.submit() for _ in range(min(20, jobs_count - first))))
             if following.done():
                 following.result()
+            if first % 200 == 0:  # not faster than the cluster takes them in
+                await patiently(cluster)
             if first % 1000 == 0:
                 print(f"{first} jobs after {time.monotonic() - began:.0f} s", flush=True)
         deadline = time.monotonic() + 300

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from temporalio.common import WorkerDeploymentVersion
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
+from loomos.jobs.names import CLUSTER_TASK_TIMEOUT
+
 
 def deployment() -> WorkerDeploymentConfig:
     """Deployment of this process, without worker versioning."""
@@ -16,8 +18,8 @@ def deployment() -> WorkerDeploymentConfig:
     )
 
 
-LONGEST_TASK_S = 5
-"""Seconds that one task of a workflow may take; the server then gives it to another worker."""
+LONGEST_TASK_S = int(CLUSTER_TASK_TIMEOUT.total_seconds())
+"""Seconds that a workflow may think without a pause: as long as the server lets any task take."""
 
 
 def tolerate_long_tasks(worker: Worker) -> None:

@@ -33,7 +33,12 @@ from activities.trials import TrialActivities
 from loomos.arguments import take_arguments
 from loomos.client.temporal import connect
 from loomos.jobs.cluster import ClusterState, NodeInfo
-from loomos.jobs.names import CLUSTER_WORKFLOW_ID, CONTROL_QUEUE, POOL_QUEUE
+from loomos.jobs.names import (
+    CLUSTER_TASK_TIMEOUT,
+    CLUSTER_WORKFLOW_ID,
+    CONTROL_QUEUE,
+    POOL_QUEUE,
+)
 from loomos.lifeline import die_with_parent
 from loomos.provenance.environment import code_sha256, describe_environment
 from loomos.pulse import ready_when
@@ -110,7 +115,7 @@ async def keep_registered(client: Client, info: NodeInfo, presence: PresenceActi
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                     start_signal="register_node",
                     start_signal_args=[info],
-                    task_timeout=timedelta(seconds=5),
+                    task_timeout=CLUSTER_TASK_TIMEOUT,
                     static_summary="nodes and leases",
                 )
             except RPCError as error:

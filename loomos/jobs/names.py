@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import secrets
+from datetime import timedelta
 
 CONTROL_QUEUE = "loomos-control"
 """Workflow tasks, and activities that any control worker may run."""
@@ -17,6 +18,10 @@ slots serves it."""
 
 CLUSTER_WORKFLOW_ID = "loomos-cluster"
 """The one `Cluster` workflow of a namespace."""
+
+CLUSTER_TASK_TIMEOUT = timedelta(seconds=30)
+"""What a task of it may take: long enough to replay thousands of messages that came in a burst, or
+a worker would try for ever."""
 
 JOB_KIND = "TrainingJob"
 ENDPOINT_KIND = "Endpoint"

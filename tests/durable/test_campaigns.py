@@ -175,7 +175,7 @@ async def test_a_campaign_by_the_command_line(stack: Stack, client: LoomOSClient
 
     again = await client.campaigns.start(document, idempotency_key="once")
     assert (await client.campaigns.start(document, idempotency_key="once")) is not None
-    with pytest.raises(Conflict, match="used for another campaign"):
+    with pytest.raises(Conflict, match="used for another document"):
         await client.campaigns.start(
             two_groups("shown", rounds=2, members=members), idempotency_key="once"
         )

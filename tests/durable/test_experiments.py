@@ -205,7 +205,7 @@ async def test_stop_cancel_budget_and_patience(stack: Stack, tmp_path):
         first = await client.experiments.start(slow, idempotency_key=f"stop-{tmp_path}")
         again = await client.experiments.start(slow, idempotency_key=f"stop-{tmp_path}")
         assert again.experiment_id == first.experiment_id
-        with pytest.raises(Conflict, match="used for another experiment"):
+        with pytest.raises(Conflict, match="used for another document"):
             other = experiment("counted", tmp_path, trials=499)
             await client.experiments.start(other, idempotency_key=f"stop-{tmp_path}")
         while not (await client.experiments.trials(first.experiment_id)).trials:

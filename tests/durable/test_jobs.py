@@ -97,7 +97,7 @@ async def test_an_idempotency_key_makes_one_job(client: LoomOSClient) -> None:
     assert (first.created, again.created) == (True, False)
     assert first.job_id == again.job_id
     other = JobManifest.from_dict({**probe.template, "spec": {"algorithm": "noop", "priority": 1}})
-    with pytest.raises(Conflict, match="was used for another manifest"):
+    with pytest.raises(Conflict, match="was used for another document"):
         await client.submit_job_from_manifest(other, idempotency_key="k1")
 
 
