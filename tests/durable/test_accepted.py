@@ -183,7 +183,12 @@ async def test_numbers_that_no_worker_can_read_are_refused_at_the_door(
     assert JobState.QUEUED not in refused.text
 
 
-async def test_a_configuration_too_deep_is_refused_at_the_door(http: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize(
+    ("levels", "said"), [(40, f"deeper than {DEEPEST} levels"), (200, "nested deeper than 64")]
+)
+async def test_a_configuration_too_deep_is_refused_at_the_door(
+    http: httpx.AsyncClient, levels: int, said: str
+) -> None:
     document = {
         **HEAD,
         "kind": "TrainingJob",
@@ -191,7 +196,7 @@ async def test_a_configuration_too_deep_is_refused_at_the_door(http: httpx.Async
             "model": {
                 "base_model": "init:llama",
                 "tokenizer": "byte",
-                "config": deep(200),
+                "config": deep(levels),
                 "fine_tuning_config": {"max_steps": 1},
             },
             "data": {"training_dataset": "/data"},
@@ -201,4 +206,4 @@ async def test_a_configuration_too_deep_is_refused_at_the_door(http: httpx.Async
     assert refused.status_code == 422
     [fault] = refused.json()["errors"]
     assert fault["path"].startswith("spec.model.config.a")
-    assert f"deeper than {DEEPEST} levels" in fault["message"]
+    assert said in fault["message"]

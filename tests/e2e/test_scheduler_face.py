@@ -31,7 +31,7 @@ async def test_jobs_go_by_the_callers_ids(stack: Stack, client: LoomOSClient) ->
     assert handle.created and handle.is_probe
     again = await scheduler.submit_job(spec)
     assert (again.job_id, again.created) == (handle.job_id, False)
-    with pytest.raises(Conflict, match="was used for another manifest"):
+    with pytest.raises(Conflict, match="was used for another document"):
         await scheduler.submit_job(JobSpec(job_id="face_job_001", priority=1))
     await stack.until(client, handle.job_id, JobState.COMPLETED)
     status = await stack.eventually(
