@@ -34,9 +34,9 @@ from loomos.search_attributes import NAME, OWNER, PROJECT, STATE, quoted
 LOOK_PATIENCE_S = 5.0
 """How long a workflow may take to say where it is, before Temporal is asked about it."""
 CANCEL_PATIENCE_S = 8.0
-"""How long a workflow that fails may take to show that it will go on failing."""
-HEARING_S = 2.0
-"""How long a workflow may take to hear that it is cancelled, before its worker counts as away."""
+"""How long whoever cancels waits for what comes of it."""
+WATCH_S = 120.0
+"""How long a workflow that is cancelled is watched: a busy worker may take so long to fail."""
 HOPELESS = 3
 """Failures of one workflow task in a row after which it is not expected to succeed. One or two
 happen to healthy workflows: see `workers.early_queries`."""
@@ -48,6 +48,9 @@ ENDS = {
     WorkflowExecutionStatus.TIMED_OUT: "failed",
 }
 """How a workflow ended, also where it could not say so itself."""
+
+_WATCHES: set[asyncio.Task[bool]] = set()
+"""Held here, for the loop itself holds tasks weakly."""
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 InputT = TypeVar("InputT", bound=Message)
@@ -250,28 +253,36 @@ class Runs:
     async def end(self, workflow_id: str, person: str = "") -> bool:
         """Cancel a workflow; terminate it if it fails at every step and so cannot cancel itself.
 
+        That may take longer to show than a caller waits; it is watched on for `WATCH_S`, and
+        cancelling it again later looks again.
+
         Returns:
-            Whether it had to be terminated.
+            Whether it has been terminated.
         """
-        handle = self.handle(workflow_id)
-        began = asyncio.get_running_loop().time()
         with contextlib.suppress(NotFound):
-            await answered(handle.cancel())
-            while True:
+            await answered(self.handle(workflow_id).cancel())
+        watch = asyncio.create_task(self._end_hopeless(workflow_id, person))
+        _WATCHES.add(watch)
+        watch.add_done_callback(_WATCHES.discard)
+        await asyncio.wait([watch], timeout=CANCEL_PATIENCE_S)
+        return watch.result() if watch.done() else False
+
+    async def _end_hopeless(self, workflow_id: str, person: str) -> bool:
+        """Watch a workflow until it has heard that it is cancelled; terminate it if it cannot."""
+        handle = self.handle(workflow_id)
+        deadline = asyncio.get_running_loop().time() + WATCH_S
+        with contextlib.suppress(NotFound, Unavailable):
+            while asyncio.get_running_loop().time() < deadline:
                 described = await answered(handle.describe())
                 attempt = described.raw_description.pending_workflow_task.attempt
-                passed = asyncio.get_running_loop().time() - began
                 if described.status != WorkflowExecutionStatus.RUNNING or not attempt:
                     return False  # it has ended, or it has heard
-                is_late = attempt >= HOPELESS or passed > CANCEL_PATIENCE_S
-                if is_late and await self._says_failed(workflow_id):
-                    break
-                if passed > (CANCEL_PATIENCE_S if attempt > 1 else HEARING_S):
-                    return False
-                await asyncio.sleep(0.2)
-            by = f" by {person}" if person else ""
-            await answered(handle.terminate(reason=f"cancelled{by}; it fails at every step"))
-            return True
+                if attempt >= HOPELESS and await self._says_failed(workflow_id):
+                    by = f" by {person}" if person else ""
+                    reason = f"cancelled{by}; it fails at every step"
+                    await answered(handle.terminate(reason=reason))
+                    return True
+                await asyncio.sleep(0.5)
         return False
 
     async def forget(self, workflow_id: str) -> None:

@@ -69,8 +69,9 @@ async def test_what_is_stuck_is_listed_described_ended_and_deleted(
                 f"{path}/{kind.cancel}", json={} if kind.cancel == "abort" else None
             )
             assert ended.status_code == 202, ended.text
-            over = (await http.get(path)).json()
-            assert over["state"] in ("failed", "rolled_back"), over
+            await stack.eventually(
+                lambda: http.get(path), lambda a: a.json()["state"] in ("failed", "rolled_back")
+            )
             again = await http.post(f"{path}/{kind.cancel}")
             assert again.status_code == 409, again.text
         gone = await http.delete(path)
