@@ -42,6 +42,7 @@ class AttemptReports:
         self.changed_at = time.monotonic()
         self._folder = folder
         self._node = job.nodes[job.node_rank].node_id
+        self._first_rank = job.node_rank * job.ranks_per_node
         writer = f"n{job.node_rank:04d}"
         self._metrics = ChunkWriter(store, metrics_prefix(job.job_id), job.generation, writer)
         self._logs = ChunkWriter(store, logs_prefix(job.job_id), job.generation, writer)
@@ -180,14 +181,14 @@ class AttemptReports:
                     self._logs.append(
                         {
                             **self._stamp(),
-                            "source": _source(path, self._folder),
+                            "source": self._source(path),
                             "line": line[:LONGEST_LOG_LINE],
                         }
                     )
 
-
-def _source(path: Path, folder: Path) -> str:
-    """`node`, or `rank 0 stdout`, from where torch elastic puts its logs."""
-    if path.parent == folder:
-        return path.stem
-    return f"rank {path.parent.name} {path.stem}"
+    def _source(self, path: Path) -> str:
+        """`node`, or `rank 3 stdout`, from where torch elastic puts the logs of its local ranks."""
+        local = path.parent.name
+        if not local.isdecimal():
+            return path.stem
+        return f"rank {self._first_rank + int(local)} {path.stem}"
