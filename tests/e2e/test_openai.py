@@ -137,12 +137,14 @@ def test_every_refusal_is_an_error_of_openai_with_a_message(api: openai.OpenAI, 
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError, match="there is no POST /v1/embeddings"):
         api.embeddings.create(model=chat, input="x")
-    with pytest.raises(openai.NotFoundError, match="there is no"):
+    # The gateway refuses before any route, a server because there is none.
+    climbing = (openai.NotFoundError, openai.BadRequestError)
+    with pytest.raises(climbing, match=r"there is no|the path holds"):
         api.get("/models/..%2F..%2Fhealth", cast_to=object)
     with pytest.raises(openai.APIStatusError, match="not allowed") as wrong_verb:
         api.get("/completions", cast_to=object)
     assert wrong_verb.value.status_code == 405
-    with pytest.raises(openai.APIStatusError, match="more than") as too_large:
+    with pytest.raises(openai.APIStatusError, match=r"more than|larger than") as too_large:
         api.completions.create(model=chat, prompt="x" * (17 << 20))
     assert too_large.value.status_code == 413
 
