@@ -105,13 +105,9 @@ async def test_a_broken_model_is_found_out_against_the_one_in_service(
     assert verdicts == {"quality": "FAIL", "quality.regression": "FAIL"}
 
 
-async def test_a_model_that_does_not_exist_fails_with_the_reason(
-    stack: Stack, client: LoomOSClient
-) -> None:
-    done = await verdict(stack, client, await client.verifications.start(job("no-such-model")))
-    assert done.state == VerificationState.FAILED and "no model 'no-such-model'" in done.message
-    with pytest.raises(NotFound, match="there is no report"):
-        await client.verifications.report(done.verification_id.removeprefix("verify/"), "pdf")
+async def test_a_model_that_does_not_exist_is_refused_at_once(client: LoomOSClient) -> None:
+    with pytest.raises(NotFound, match="no model 'no-such-model'"):
+        await client.verifications.start(job("no-such-model"))
 
 
 async def test_a_verification_can_be_cancelled(
