@@ -154,7 +154,8 @@ def list_jobs(
             spare=("PROJECT", "OWNER", "PRIORITY", "MODEL"),
         )
         if page.next_cursor:
-            print(f"more: --cursor {page.next_cursor}")
+            # The cursor has a line of its own, so that it can be copied whole at 80 columns.
+            print(f"There are more jobs. To see them, add\n--cursor {page.next_cursor}")
 
     show(page, output, table)
 
