@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
-import sys
 import tempfile
 from contextlib import ExitStack
 from importlib import import_module
@@ -36,7 +36,11 @@ BENCHMARKS = (
 
 def main() -> int:
     """Run them, on one fresh stack if one is needed; prints one JSON line per benchmark."""
-    names = sys.argv[1:] or BENCHMARKS
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument(
+        "name", nargs="*", choices=BENCHMARKS, default=BENCHMARKS, help="which; default: all"
+    )
+    names = parser.parse_args().name
     modules = [import_module(f"benchmarks.{name}") for name in names]
     with ExitStack() as held:
         stack = None

@@ -14,6 +14,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from loomos.arguments import take_arguments
 from loomos.client import http
 from loomos.client.transport import Transport
 
@@ -182,4 +183,5 @@ def _note(name: str, module: ModuleType, used: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    take_arguments("loomos.client.twin", __doc__)
     print(write())

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from loomos.arguments import take_arguments
+
 BATCH = 32
 HIT = 1
 
@@ -39,4 +41,7 @@ def classify(folder: str, texts: Sequence[str]) -> list[bool]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(classify(sys.argv[1], json.load(sys.stdin))))
+    (given,) = take_arguments(
+        "loomos.prism.classify", __doc__, needs={"folder": "folder of the classifier"}
+    )
+    print(json.dumps(classify(given, json.load(sys.stdin))))

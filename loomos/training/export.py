@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from loomos.arguments import take_arguments
 from loomos.errors import LoomOSError
 from loomos.jobs.training import CheckpointRef, ModelVersion, PublishRequest
 from loomos.registry.versions import DRAFT, MANIFEST
@@ -218,4 +219,7 @@ Losses are mean nats per token. Nothing else about this model has been evaluated
 
 
 if __name__ == "__main__":
-    sys.exit(run_export(Path(sys.argv[1])))
+    (file,) = take_arguments(
+        "loomos.training.export", __doc__, needs={"request": "file with the request, in JSON"}
+    )
+    sys.exit(run_export(Path(file)))

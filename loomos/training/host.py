@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from loomos.arguments import take_arguments
 from loomos.lifeline import die_with_parent
 
 IDLE_S = 3.0
@@ -144,4 +145,5 @@ def _run(kind: str, request: Path, log_dir: Path) -> int:
 
 
 if __name__ == "__main__":
+    take_arguments("loomos.training.host", __doc__)
     serve()

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import traceback
 from pathlib import Path
 from types import FrameType
 
+from loomos.arguments import take_arguments
 from loomos.jobs.training import TrainOutcome
 from loomos.lifeline import die_with_parent
 from loomos.training.loop import train
@@ -64,4 +64,7 @@ def run_rank(request_file: str, parent_pid: int | None = None) -> TrainOutcome:
 
 
 if __name__ == "__main__":
-    print(run_rank(sys.argv[1]).model_dump_json())
+    (file,) = take_arguments(
+        "loomos.training.rank", __doc__, needs={"request": "file with the request, in JSON"}
+    )
+    print(run_rank(file).model_dump_json())

@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from loomos.arguments import take_arguments
 from loomos.errors import InvalidInput
 from loomos.jobs.experiments import TrialRequest
 from loomos.lifeline import die_with_parent
@@ -85,4 +86,5 @@ def _run(request: TrialRequest, asked: dict[str, Any], say: Any) -> dict[str, An
 
 
 if __name__ == "__main__":
+    take_arguments("loomos.weaver.runner", __doc__)
     serve()

@@ -17,6 +17,7 @@ import sys
 import traceback
 from typing import Any
 
+from loomos.arguments import take_arguments
 from loomos.errors import InvalidInput
 from loomos.jobs.experiments import StudyState, SuggestRequest
 from loomos.lifeline import die_with_parent
@@ -53,4 +54,5 @@ def _answer(study: Study | None, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    take_arguments("loomos.weaver.suggesting", __doc__)
     serve()

@@ -16,6 +16,15 @@ PROCESSES = (
     "workers.serve",
     "api.openapi",
     "loomos.stack.supervisor",
+    "loomos.training.host",
+    "loomos.training.rank",
+    "loomos.training.export",
+    "loomos.weaver.runner",
+    "loomos.weaver.suggesting",
+    "loomos.prism.classify",
+    "loomos.rl.language.reward_process",
+    "loomos.client.twin",
+    "benchmarks.run",
 )
 
 
@@ -30,6 +39,7 @@ def test_options_are_settings(
     with pytest.raises(SystemExit) as stop:
         take_arguments("workers.gpu", "doc", ("storage",), ["--storage-secret-key", "x"])
     assert stop.value.code == 2
+    assert take_arguments("m", "doc", given=["a", "b"], needs={"x": "", "y": ""}) == ["a", "b"]
     assert "unrecognized arguments: --storage-secret-key" in capsys.readouterr().err
 
 

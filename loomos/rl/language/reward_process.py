@@ -11,6 +11,7 @@ import os
 import sys
 from typing import Any
 
+from loomos.arguments import take_arguments
 from loomos.lifeline import die_with_parent
 
 
@@ -38,4 +39,9 @@ def main(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    (process,) = take_arguments(
+        "loomos.rl.language.reward_process",
+        __doc__,
+        needs={"parent": "id of the process that it dies with"},
+    )
+    main(int(process))
