@@ -16,6 +16,7 @@ from loomos.cli.output import (
     chosen,
     counting,
     ends,
+    forget,
     print_facts,
     print_table,
     show,
@@ -105,6 +106,12 @@ def cancel(campaign_id: CampaignId, output: Output = None) -> None:
     """End a campaign and the trainings that run."""
     found = call_on("campaign", campaign_id, lambda client, one: client.campaigns.cancel(one))
     _print(found, output, is_judged=False)
+
+
+@app.command()
+def delete(campaign_id: CampaignId) -> None:
+    """Forget a campaign that has ended, with the jobs that it started; models stay."""
+    forget("campaign", campaign_id, lambda client, one: client.campaigns.delete(one))
 
 
 # --- printing -----------------------------------------------------------------------------------

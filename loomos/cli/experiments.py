@@ -20,6 +20,7 @@ from loomos.cli.output import (
     chosen,
     counting,
     ends,
+    forget,
     print_facts,
     print_table,
     show,
@@ -174,6 +175,12 @@ def cancel(experiment_id: ExperimentId, output: Output = None) -> None:
     """End an experiment and the trials that run."""
     found = call_on("experiment", experiment_id, lambda client, one: client.experiments.cancel(one))
     _print(found, output, is_judged=False)
+
+
+@app.command()
+def delete(experiment_id: ExperimentId) -> None:
+    """Forget an experiment that has ended, with its trials; models stay."""
+    forget("experiment", experiment_id, lambda client, one: client.experiments.delete(one))
 
 
 @app.command()

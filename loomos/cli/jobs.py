@@ -13,7 +13,7 @@ from loomos.cli.job_progress import wait_for
 from loomos.cli.job_records import logs, metrics
 from loomos.cli.job_steering import Wait, steer
 from loomos.cli.job_view import print_job
-from loomos.cli.output import Format, Output, ago, call, call_on, chosen, print_table, show
+from loomos.cli.output import Format, Output, ago, call, call_on, chosen, forget, print_table, show
 
 if TYPE_CHECKING:
     from loomos.client.http import LoomOSClient
@@ -226,12 +226,7 @@ def change(
 @app.command()
 def delete(job_id: JobId) -> None:
     """Forget a job that has ended, with its checkpoints, logs and metrics. Its model stays."""
-
-    async def work(client: LoomOSClient, job: str) -> str:
-        await client.delete_job(job)
-        return job
-
-    print(f"job {call_on('job', job_id, work)} deleted")
+    forget("job", job_id, lambda client, job: client.delete_job(job))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loomos.cli.output import Output, call, call_on, print_facts, print_table, show
+from loomos.cli.output import Output, call, call_on, forget, print_facts, print_table, show
 
 if TYPE_CHECKING:
     from loomos.client.delivery_models import (
@@ -129,12 +129,7 @@ def edit(
 @app.command()
 def delete(model: Model) -> None:
     """Delete a version that nobody serves and no alias points at."""
-
-    async def work(client: LoomOSClient, one: str) -> str:
-        await client.models.delete(one)
-        return one
-
-    print(f"deleted {call_on('model', model, work)}")
+    forget("model", model, lambda client, one: client.models.delete(one))
 
 
 @app.command()

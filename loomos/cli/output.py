@@ -102,6 +102,16 @@ def call_on(
     return call(run, goes_on)
 
 
+def forget(kind: Kind, text: str, delete: Callable[[LoomOSClient, str], Awaitable[None]]) -> None:
+    """Delete what `text` names, and say so."""
+
+    async def work(client: LoomOSClient, one: str) -> str:
+        await delete(client, one)
+        return one
+
+    print(f"deleted {call_on(kind, text, work)}")
+
+
 class Counter(Protocol):
     """What `counting` gives."""
 

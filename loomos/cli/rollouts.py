@@ -139,6 +139,13 @@ def abort(endpoint: Endpoint, reason: Why = "", output: Output = None) -> None:
     _steer(endpoint, "abort", output, reason=reason)
 
 
+@app.command()
+def delete(endpoint: Endpoint) -> None:
+    """Forget the rollouts that an endpoint has had; what they promoted stays."""
+    call(lambda client: client.rollouts.delete(endpoint))
+    print(f"deleted the rollouts of {endpoint}")
+
+
 def _steer(endpoint: str, verb: str, output: Output, reason: str = "", stage: str = "") -> None:
     async def work(client: LoomOSClient, one: str) -> RolloutStatus:
         return await client.rollouts.steer(one, verb, reason=reason, stage=stage)

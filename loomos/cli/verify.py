@@ -16,6 +16,7 @@ from loomos.cli.output import (
     call_on,
     chosen,
     ends,
+    forget,
     print_facts,
     print_table,
     show,
@@ -133,6 +134,13 @@ def cancel(verification_id: VerificationId, output: Output = None) -> None:
     wanted = _bare(verification_id)
     found = call_on("verification", wanted, lambda c, one: c.verifications.cancel(one))
     _print(found, output, is_judged=False)
+
+
+@app.command()
+def delete(verification_id: VerificationId) -> None:
+    """Forget a verification that has ended; evidence and verdicts stay."""
+    wanted = _bare(verification_id)
+    forget("verification", wanted, lambda client, one: client.verifications.delete(one))
 
 
 @app.command()

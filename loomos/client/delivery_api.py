@@ -186,6 +186,10 @@ class RolloutsApi:
         path = f"/rollouts/{endpoint}/{verb}"
         return await self._client.call("POST", path, RolloutStatus, json=body)
 
+    async def delete(self, endpoint: str) -> None:
+        """Forget the rollouts that an endpoint has had; what they promoted stays."""
+        await self._client.request("DELETE", f"/rollouts/{endpoint}")
+
 
 class SchedulesApi:
     """Continual learning, through a gateway."""
@@ -265,6 +269,10 @@ class VerificationsApi:
         """Stop a verification."""
         path = f"/verifications/{verification_id}/cancel"
         return await self._client.call("POST", path, VerificationStatus)
+
+    async def delete(self, verification_id: str) -> None:
+        """Forget a verification that has ended; evidence and verdicts stay."""
+        await self._client.request("DELETE", f"/verifications/{verification_id}")
 
     async def report(self, verification_id: str, form: str) -> bytes:
         """A report: `pdf`, `html`, `json` (the evidence), or `zip` (logs for `inspect view`)."""

@@ -75,6 +75,14 @@ class DocumentsApi(Generic[DocumentT, StatusT, ListT]):
         """
         return await self._transport.call("POST", f"{self.path}/{document_id}/cancel", self.status)
 
+    async def delete(self, document_id: str) -> None:
+        """Forget one that has ended, with the jobs and trials that it started; models stay.
+
+        Raises:
+            Conflict: it has not ended.
+        """
+        await self._transport.request("DELETE", f"{self.path}/{document_id}")
+
     async def list(self) -> ListT:
         """The newest."""
         return await self._transport.call("GET", self.path, self.page)

@@ -376,6 +376,10 @@ class SyncRolloutsApi:
         """Approve, pause, resume, promote or abort."""
         return self._portal.run(self._awaited.steer(endpoint, verb, reason=reason, stage=stage))
 
+    def delete(self, endpoint: str) -> None:
+        """Forget the rollouts that an endpoint has had; what they promoted stays."""
+        return self._portal.run(self._awaited.delete(endpoint))
+
 
 class SyncVerificationsApi:
     """Prism's verifications, through a gateway."""
@@ -407,6 +411,10 @@ class SyncVerificationsApi:
     def cancel(self, verification_id: str) -> VerificationStatus:
         """Stop a verification."""
         return self._portal.run(self._awaited.cancel(verification_id))
+
+    def delete(self, verification_id: str) -> None:
+        """Forget a verification that has ended; evidence and verdicts stay."""
+        return self._portal.run(self._awaited.delete(verification_id))
 
     def report(self, verification_id: str, form: str) -> bytes:
         """A report: `pdf`, `html`, `json` (the evidence), or `zip` (logs for `inspect view`)."""
@@ -510,6 +518,14 @@ class SyncExperimentsApi:
         """
         return self._portal.run(self._awaited.cancel(document_id))
 
+    def delete(self, document_id: str) -> None:
+        """Forget one that has ended, with the jobs and trials that it started; models stay.
+
+        Raises:
+            Conflict: it has not ended.
+        """
+        return self._portal.run(self._awaited.delete(document_id))
+
     def list(self) -> ExperimentList:
         """The newest."""
         return self._portal.run(self._awaited.list())
@@ -563,6 +579,14 @@ class SyncCampaignsApi:
             Conflict: it has ended.
         """
         return self._portal.run(self._awaited.cancel(document_id))
+
+    def delete(self, document_id: str) -> None:
+        """Forget one that has ended, with the jobs and trials that it started; models stay.
+
+        Raises:
+            Conflict: it has not ended.
+        """
+        return self._portal.run(self._awaited.delete(document_id))
 
     def list(self) -> CampaignList:
         """The newest."""

@@ -24,6 +24,7 @@ from loomos.manifest._campaign import (
     RLCampaign,
 )
 from loomos.manifest._delivery import (
+    BUILT_IN_SUITES,
     Guardrail,
     RolloutPlan,
     Stage,
@@ -97,6 +98,7 @@ from loomos.manifest._spec import (
 from loomos.manifest._template import check_parameters, merge_patch, placeholders, substitute
 
 __all__ = [
+    "BUILT_IN_SUITES",
     "DIFFICULTIES",
     "UNSERVABLE_TYPES",
     "UPLOAD_SCHEME",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from loomos.limits import (
     WRITABLE,
@@ -19,7 +19,10 @@ from loomos.limits import (
     Within,
 )
 from loomos.manifest._document_model import Document, Name
-from loomos.manifest._local_path import LocalPath
+from loomos.manifest._local_path import LocalPath, is_plain_name
+
+BUILT_IN_SUITES = ("toxicity", "bias", "factuality", "injection", "jailbreak", "quality")
+"""What LoomOS brings along."""
 
 
 class SuiteChoice(Document):
@@ -37,11 +40,18 @@ class SuiteChoice(Document):
     seconds_per_token: Positive | None = None
     """Besides, count answers that took longer than this for each token, as `SUITE.speed`."""
 
+    @field_validator("suite")
+    @classmethod
+    def _known(cls, suite: str) -> str:
+        if is_plain_name(suite) and suite not in BUILT_IN_SUITES:
+            raise ValueError(
+                f"no suite is called {suite!r}; built in are {', '.join(BUILT_IN_SUITES)}, and the "
+                "name of a file ends with .jsonl"
+            )
+        return suite
 
-DEFAULT_SUITES = [
-    SuiteChoice(suite=name)
-    for name in ("toxicity", "bias", "factuality", "injection", "jailbreak", "quality")
-]
+
+DEFAULT_SUITES = [SuiteChoice(suite=name) for name in BUILT_IN_SUITES]
 
 
 class Verification(Document):

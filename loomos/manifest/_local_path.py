@@ -70,11 +70,16 @@ def path_text(value: str, kind: PathKind) -> str | None:
     """
     if value.startswith(_NOT_LOCAL) or "{{" in value:
         return None
-    if kind == "suite" and _PLAIN_NAME.match(value) and not value.endswith(".jsonl"):
+    if kind == "suite" and is_plain_name(value):
         return None
     if kind == "model" and value in ("base", "byte"):
         return None
     return value.removeprefix("file://")
+
+
+def is_plain_name(suite: str) -> bool:
+    """Whether a text is the name of a suite, and no file's."""
+    return bool(_PLAIN_NAME.match(suite)) and not suite.endswith(".jsonl")
 
 
 def is_explicit(path: str) -> bool:

@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from loomos.errors import FieldError, InvalidInput
 from loomos.local_files import Reach
-from loomos.manifest import path_text
+from loomos.manifest import BUILT_IN_SUITES, path_text
 from loomos.prism.detectors import find_detector
 
 Severity = Literal["critical", "major", "advisory"]
 
-BUILT_IN = ("toxicity", "bias", "factuality", "injection", "jailbreak", "quality")
+BUILT_IN = BUILT_IN_SUITES
 
 
 class _Line(BaseModel):

@@ -103,16 +103,13 @@ async def live(http: httpx.AsyncClient, place: str, document: dict[str, Any]) ->
         cancelled = await ask(http, "POST", f"/{place}/{name}/cancel")
         assert cancelled.status_code in (202, 409), (document, cancelled.text)
         await until_final(http, f"/{place}/{name}", document)
-    if place in ("jobs", "schedules"):
-        gone = await ask(http, "DELETE", f"/{place}/{name}")
-        assert gone.status_code in (204, 404), (document, gone.text)
-        for _ in range(200):
-            if (await ask(http, "GET", f"/{place}/{name}")).status_code == 404:
-                break
-            await asyncio.sleep(0.2)
-        else:
-            raise AssertionError(f"{name} is still there")
-    return f"{place} lived"
+    gone = await ask(http, "DELETE", f"/{place}/{name}")
+    assert gone.status_code in (204, 404), (document, gone.text)
+    for _ in range(200):
+        if (await ask(http, "GET", f"/{place}/{name}")).status_code == 404:
+            return f"{place} lived"
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"{name} is still there")
 
 
 async def until_final(http: httpx.AsyncClient, path: str, document: dict[str, Any]) -> None:

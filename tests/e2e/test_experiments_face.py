@@ -66,6 +66,10 @@ async def test_the_commands(stack: Stack, tmp_path: Path):
         assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 10_000
         assert "plotly" in html.read_text()
 
+    assert stack.loomos("experiments", "delete", name).stdout == f"deleted {name}\n"
+    while stack.loomos("experiments", "status", name, check=False).returncode != 2:
+        pass  # Temporal deletes its record in the background
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
