@@ -15,6 +15,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.errors import Unavailable
     from loomos.jobs.admission import AdmissionOpen, LeaseDeferred
     from loomos.jobs.cluster import Lease, LeaseRequest, LeaseRevoked
     from loomos.jobs.facts import AttestModel
@@ -61,6 +62,8 @@ PROBED = (
 LONGEST_BACKOFF = timedelta(minutes=1)
 SAME_ERROR = "same-error-twice"
 """Patch since which an exception that comes again at the same step ends the job."""
+OUTAGES_COST_NOTHING = "outages-cost-nothing"
+"""Patch since which an attempt that ends because the store is away counts for nothing."""
 _DELIVERING = (JobState.PUBLISHING, JobState.VERIFYING, JobState.ROLLING_OUT)
 
 
@@ -327,6 +330,12 @@ class TrainingRun:
             raise end.fatal
         self._refuse_same_error(end)
         retries = self._job.spec.runtime.retries
+        if end.kind == Unavailable.__name__ and workflow.patched(OUTAGES_COST_NOTHING):
+            # The store is away, which says nothing of the job: it goes on when that is back.
+            self._journal.enter(JobState.RECOVERING, end.reason)
+            self._facts.recovered(end.reason, self._generation)
+            await workflow.sleep(backoff(retries.backoff, 0, LONGEST_BACKOFF))
+            return
         self._failures += 1
         if self._failures >= retries.max_attempts:
             raise ApplicationError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -57,6 +59,17 @@ async def test_a_running_job_is_steered_and_others_wait_for_admission(
     assert waiting.queued and waiting.queued.position == 2
     assert (await client.get_cluster_status()).deferred == 1
     assert (await client.get_job_status(first)).priority == 2
+
+    # Nobody decides for a while; what Temporal knows is told all the same.
+    control = stack.pid("control")
+    os.kill(control, signal.SIGSTOP)
+    try:
+        frozen = await client.get_job_status(second)
+        listed = {job.job_id: job.state for job in (await client.list_jobs()).jobs}
+    finally:
+        os.kill(control, signal.SIGCONT)
+    assert frozen.state == listed[second] == JobState.QUEUED
+    assert "is a control worker running?" in frozen.partial
 
     asked = await client.pause_job(both)
     assert asked.asked == "pause" or asked.state == JobState.PAUSED

@@ -179,6 +179,7 @@ async def test_wrong_rules_are_refused(http: httpx.AsyncClient, wrong: dict[str,
     assert before["starves_after"] == "12h"
 
 
+LONGEST_URL = 60_000
 SCHEMA = schemathesis.openapi.from_dict(json.loads(document()))
 SCHEMA.config.phases.coverage.enabled = (
     False  # it makes hundreds of requests while tests are collected
@@ -196,9 +197,14 @@ def test_schemathesis_finds_no_server_error(case: schemathesis.Case, stack: Stac
     """Requests made from the schema, good and bad, get no 5xx and what the schema promises."""
     if case.query:
         case.query.pop("follow", None)
-    case.call_and_validate(
+    response = case.call(
         base_url=stack.state.settings["cluster"]["endpoint"],
         headers={"Authorization": f"Bearer {stack.folder.token_file.read_text()}"},
+    )
+    if response.status_code == 400 and len(response.request.url or "") > LONGEST_URL:
+        return  # HTTP itself refuses it, before the application hears of it
+    case.validate_response(
+        response,
         checks=[
             not_a_server_error,
             status_code_conformance,

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
 from activities.attempt_reports import AttemptReports
 from activities.failures import application_error
+from activities.rank_host import HostedProcess
 from activities.train import TrainActivities
 from loomos.errors import AttemptFailed, InvalidData
 from loomos.jobs.cluster import NodeInfo
-from loomos.jobs.training import Reference, ResolvedInputs, TrainAssignment, TrainOutcome
+from loomos.jobs.training import Progress, Reference, ResolvedInputs, TrainAssignment, TrainOutcome
 from loomos.manifest import TrainingSpec
 from loomos.settings import Settings, StorageSettings
 from loomos.storage import open_store
@@ -155,3 +157,60 @@ async def test_an_attempt_that_cannot_start_leaves_its_log_and_nothing_else(tmp_
 async def _ranks(train: TrainActivities) -> TrainOutcome:
     async with asyncio.timeout(30):
         return await train.run_ranks(assignment(), tells_job=False)
+
+
+class Away:
+    """A Temporal that is away the first two times that it is told of progress."""
+
+    def __init__(self) -> None:
+        self.asked, self.heard = 0, asyncio.Event()
+        self.step = 0
+
+    def get_workflow_handle(self, workflow_id: str, *, run_id: str) -> Away:
+        return self
+
+    async def signal(self, name: str, progress: Progress) -> None:
+        self.asked += 1
+        if self.asked <= 2:
+            raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
+        self.step = progress.step
+        self.heard.set()
+
+
+class PatientHost:
+    """Its rank takes a step, and ends once somebody was told of it."""
+
+    def __init__(self, told: asyncio.Event) -> None:
+        self._told = told
+
+    async def run(self, kind: str, request: Path, log_dir: Path) -> Any:
+        reporter = Reporter(log_dir / "reports", 0)
+        process = HostedProcess(pid=2**22 + 1)
+        reporter.step(step=7, loss=1.0)
+
+        async def end() -> None:
+            await self._told.wait()
+            reporter.finished(TrainOutcome(status="completed", step=7, total_steps=7))
+            process.exit_code.set_result(0)
+
+        self._task = asyncio.create_task(end())
+        return process
+
+
+async def test_an_outage_of_temporal_ends_no_attempt_and_progress_is_told_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.train.SIGNAL_AGAIN_S", 0.01)
+    away = Away()
+    host: Any = PatientHost(away.heard)
+    train = TrainActivities(
+        Settings(storage=StorageSettings(url=f"file://{tmp_path}/store")), host, tmp_path
+    )
+
+    async def ranks() -> TrainOutcome:
+        async with asyncio.timeout(30):
+            return await train.run_ranks(assignment(), tells_job=True)
+
+    client: Any = away
+    outcome = await ActivityEnvironment(client).run(ranks)
+    assert (outcome.step, away.step, away.asked) == (7, 7, 3)
