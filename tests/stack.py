@@ -24,6 +24,7 @@ from loomos.manifest import JobManifest
 from loomos.settings import StorageSettings
 from loomos.stack.state import StackState, StateDir
 from loomos.storage import Store, open_store
+from tests.command_line import run_command
 
 T = TypeVar("T")
 
@@ -51,13 +52,7 @@ class Stack:
 
     def loomos(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
-        done = subprocess.run(
-            [*LOOMOS, *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
+        done = run_command(arguments, self.environment)
         assert not check or done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         return done
 
