@@ -16,7 +16,6 @@ from loomos.client.temporal import connect
 from loomos.jobs.cluster import Lease, NodeInfo
 from loomos.jobs.facts import RecordCheckpoints, RecordFacts
 from loomos.jobs.message import Empty
-from loomos.jobs.names import CLUSTER_WORKFLOW_ID
 from loomos.jobs.states import JobState
 from loomos.jobs.training import (
     AttemptPlan,
@@ -76,21 +75,25 @@ async def temporal(stack: Stack) -> Client:
     return await connect(TemporalSettings.model_validate(stack.state.settings["temporal"]))
 
 
-async def give_nodes(run: WorkflowHandle[object, object], queue: str) -> None:
-    """Answer each request of a run for nodes, as the cluster would."""
-    node = NodeInfo(
-        node_id="told",
+def node(name: str) -> NodeInfo:
+    return NodeInfo(
+        node_id=name,
         incarnation="test",
         address="127.0.0.1",
-        task_queue=queue,
         max_ranks=1,
         cpu_count=1,
         memory_bytes=2**30,
         storage_bytes=2**30,
     )
+
+
+async def give_nodes(run: WorkflowHandle[object, object], given: NodeInfo) -> None:
+    """Answer each request of a run for nodes, as the cluster would, until it has ended."""
     ticket = 0
     while True:
         status: JobStatus = await run.query("status", result_type=JobStatus)
+        if status.state.is_final:
+            return
         if status.message == "waits for nodes" and len(status.attempts) == ticket:
             ticket += 1
             lease = Lease(
@@ -98,7 +101,7 @@ async def give_nodes(run: WorkflowHandle[object, object], queue: str) -> None:
                 job_id=run.id,
                 run_id=run.result_run_id or "",
                 ticket=ticket,
-                nodes=[node],
+                nodes=[given],
                 ranks_per_node=1,
             )
             await run.signal("lease_granted", lease)
@@ -110,34 +113,28 @@ async def ended(client: Client, errors: list[str]) -> tuple[JobStatus, str, Worl
     queue = f"attempts-{uuid.uuid4().hex[:6]}"
     spec = tiny_job("told")["spec"]
     spec["resources"] = {"nodes": MOST_NODES}
+    spec["model"]["fine_tuning_config"]["batch_size"] = MOST_NODES
     spec["runtime"] = {"retries": {"max_attempts": 3, "backoff": "10ms"}}
     world = World(errors)
-    worker = Worker(
+    given = node(queue)
+    control = Worker(
         client,
         task_queue=queue,
         workflows=[TrainingRun],
-        activities=[
-            world.resolve,
-            world.open_attempt,
-            world.train,
-            world.record,
-            world.checkpoints,
-        ],
+        activities=[world.resolve, world.open_attempt, world.record, world.checkpoints],
         workflow_runner=UnsandboxedWorkflowRunner(),
         deployment_config=deployment(),
     )
+    ranks = Worker(client, task_queue=given.task_queue, activities=[world.train])
     job = TrainingRunInput(
         job_id=queue, name="told", owner="o", spec=TrainingSpec.model_validate(spec)
     )
-    async with worker:
+    async with control, ranks:
         run = await client.start_workflow("TrainingRun", job, id=queue, task_queue=queue)
-        giving = asyncio.create_task(give_nodes(run, queue))
-        try:
-            with pytest.raises(WorkflowFailureError) as failed:
-                await run.result()
-            status: JobStatus = await run.query("status", result_type=JobStatus)
-        finally:
-            giving.cancel()
+        await give_nodes(run, given)
+        with pytest.raises(WorkflowFailureError) as failed:
+            await run.result()
+        status: JobStatus = await run.query("status", result_type=JobStatus)
         return status, str(failed.value.cause), world
 
 
@@ -155,6 +152,4 @@ async def test_an_outage_of_the_store_counts_for_nothing_and_the_same_error_ends
 async def test_errors_that_differ_use_up_the_attempts(temporal: Client) -> None:
     status, why, _ = await ended(temporal, ["KeyError", "ValueError", "OSError"])
     assert len(status.attempts) == 3
-    assert why.startswith("3 attempts in a row failed without a new checkpoint; the last")
-    described = await temporal.get_workflow_handle(CLUSTER_WORKFLOW_ID).describe()
-    assert described.status is not None
+    assert "3 attempts in a row failed without a new checkpoint; the last: " in why
