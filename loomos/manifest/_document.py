@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from loomos.errors import FieldError, InvalidManifest
 from loomos.limits import DEEPEST, plain_json, printable, shown
+from loomos.manifest._document_model import BrokenRules
 from loomos.manifest._spec import TrainingJob
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
@@ -154,19 +155,26 @@ def read_document(path: Path, model: type[ModelT]) -> ModelT:
 
 
 def field_errors(items: Iterable[Any], model: type[BaseModel]) -> list[FieldError]:
-    """Turn pydantic's errors into ours: a dotted path, a message for people, a did-you-mean."""
-    found: dict[str, str] = {}
+    """Turn pydantic's errors into ours: a dotted path, a message for people, a did-you-mean.
+
+    Each rule that a document breaks is an error of its own. All else that is said of one path is
+    what the members of a union say, and becomes one error.
+    """
+    found: dict[str, list[str]] = {}
     for item in items:
         location = [part for part in item["loc"] if not _is_union_tag(part)]
         path = ".".join(str(part) for part in location) or "$"
-        message = _message(item, model)
-        if path in found and message not in found[path]:
-            found[path] += f"; or {message}"
-        else:
-            found.setdefault(path, message)
+        messages = _messages(item, model)
+        if path not in found:
+            found[path] = messages
+            continue
+        before, besides = "; ".join(found[path]), "; ".join(messages)
+        if besides not in before:
+            found[path] = [f"{before}; or {besides}"]
     return [
         FieldError(path=shown(path, LONGEST_PATH), message=printable(message))
-        for path, message in found.items()
+        for path, messages in found.items()
+        for message in messages
     ]
 
 
@@ -175,6 +183,11 @@ def _is_union_tag(part: int | str) -> bool:
         part.startswith(("function-", "constrained-", "list[", "dict[", "literal["))
         or part in ("int", "str", "float", "bool", "NodeRange")
     )
+
+
+def _messages(item: Any, model: type[BaseModel]) -> list[str]:
+    error = item.get("ctx", {}).get("error")
+    return error.faults if isinstance(error, BrokenRules) else [_message(item, model)]
 
 
 def _message(item: Any, model: type[BaseModel]) -> str:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from loomos.limits import check_travels, parts_of
+
+
+class BrokenRules(ValueError):
+    """A document whose fields are right one by one, and do not go together."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+        """Each broken rule in words."""
 
 
 class Document(BaseModel):
@@ -19,6 +29,21 @@ class Document(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    def faults(self) -> Iterator[str]:
+        """Rules across fields that are broken, each in words that say what would be right.
+
+        All of them are reported together, so a rule does not rely on the ones before it; one that
+        means nothing while another is broken is left out.
+        """
+        yield from ()
+
+    @model_validator(mode="after")
+    def _keeps_its_rules(self) -> Self:
+        faults = list(dict.fromkeys(self.faults()))
+        if faults:
+            raise BrokenRules(faults)
+        return self
 
 
 class WholeDocument(Document):
