@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from loomos.jobs.message import Message
 from loomos.jobs.training import JobResult
@@ -101,17 +102,16 @@ class ContinualSpec(Document):
     keep: Annotated[int, Field(ge=1, le=1000)] = 5
     """Updates whose versions are kept; older ones that nobody serves are deleted."""
 
-    @model_validator(mode="after")
-    def _is_cheap(self) -> ContinualSpec:
+    def faults(self) -> Iterator[str]:
+        """An update is an adapter; it has data to learn from, and is tried where it will serve."""
         if len(self.cron.split()) != 5:
-            raise ValueError("cron: write five fields, as in '0 3 * * *' for every night at three")
+            yield "cron: write five fields, as in '0 3 * * *' for every night at three"
         if self.update.method == "full":
-            raise ValueError("update.method: lora or qlora; an update is an adapter")
+            yield "update.method: lora or qlora; an update is an adapter"
         if self.rollout is not None and self.rollout.endpoint != self.endpoint:
-            raise ValueError("rollout.endpoint must be the endpoint that is updated")
+            yield "rollout.endpoint must be the endpoint that is updated"
         if not self.collect.captures and not self.collect.files:
-            raise ValueError("collect: nothing is collected; name files, or set captures: true")
-        return self
+            yield "collect: nothing is collected; name files, or set captures: true"
 
 
 class ContinualJob(WholeDocument):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from loomos.jobs.message import Message
 from loomos.limits import MOST_BYTES, WRITABLE, Positive, Reference, Word, Words
@@ -25,11 +26,10 @@ class Replicas(Document):
     queue_per_replica: Positive = 8.0
     """Requests, running and waiting, for each replica above which one more is added."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Replicas:
+    def faults(self) -> Iterator[str]:
+        """`min` is not above `max`."""
         if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is above max ({self.max}); swap them")
-        return self
+            yield f"min ({self.min}) is above max ({self.max}); swap them"
 
 
 class RemoteTarget(Document):

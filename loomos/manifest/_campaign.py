@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError
 
 from loomos.limits import Coefficient, Real
+from loomos.manifest._document import field_errors
 from loomos.manifest._document_model import Document, Metadata, Name, WholeDocument
 from loomos.manifest._learning import (
     Difficulty,
@@ -95,46 +97,61 @@ class CampaignSpec(Document):
     runtime: Runtime = Runtime()
     """Limits and checkpoints of one training."""
 
-    @model_validator(mode="after")
-    def _members_fit(self) -> CampaignSpec:
+    def faults(self) -> Iterator[str]:
+        """Members are told apart and make sense together, and each can train."""
+        yield from self._member_faults()
+        yield from self._policy_faults()
+
+    def _member_faults(self) -> Iterator[str]:
         names = [member.name for member in self.members]
         if len(set(names)) < len(names):
-            raise ValueError("members has a name twice")
+            yield "members has a name twice"
         for number, phase in enumerate(self.phases):
             for name in sorted(phase.weights.keys() - set(names)):
-                raise ValueError(f"phases.{number}.weights.{name} is no member; members has it not")
+                yield f"phases.{number}.weights.{name} is no member; members has it not"
             if phase.weights and not sum(phase.weights.values()):
-                raise ValueError(f"phases.{number}.weights are all zero; raise one")
+                yield f"phases.{number}.weights are all zero; raise one"
         if sum(phase.rounds for phase in self.phases) * len(names) > MOST_TRAININGS:
-            raise ValueError(
+            yield (
                 f"rounds times members is more than {MOST_TRAININGS} trainings; make rounds longer"
             )
-        if self.algorithm == "ppo" and any(member.threads for member in self.members):
-            raise ValueError("threads are for algorithm weave; remove them from members")
-        return self
+        if self._ppo_has_threads:
+            yield "threads are for algorithm weave; remove them from members"
 
-    @model_validator(mode="after")
-    def _policies_fit(self) -> CampaignSpec:
+    def _policy_faults(self) -> Iterator[str]:
         for label, members in self.policies.items():
             first = members[0]
             if any(list(other.threads) != list(first.threads) for other in members):
-                raise ValueError(
+                yield (
                     f"members of {label} have different threads; name the same ones in the same "
                     "order, with weight 0 where one does not count"
                 )
             if self.settings.normalize_observations and len(members) > 1:
-                raise ValueError(
+                yield (
                     "normalize_observations: members that share an environment would each scale "
                     "in their own way; set it to false"
                 )
             if self.curriculum is not None and first.environment.name not in set(EnvironmentType):
-                raise ValueError(
+                yield (
                     f"curriculum: {first.environment.name} has no difficulty; it is for "
                     f"{', '.join(EnvironmentType)}"
                 )
-            for member in members:
+        if not self._ppo_has_threads:
+            yield from self._training_faults()
+
+    def _training_faults(self) -> Iterator[str]:
+        """What is wrong with the trainings of members."""
+        for member in self.members:
+            try:
                 self.training(member, policy=None, environment=member.environment, seed=0)
-        return self
+            except ValidationError as error:
+                for fault in field_errors(error.errors(include_url=False), TrainingSpec):
+                    yield fault.message if fault.path == "$" else str(fault)
+
+    @property
+    def _ppo_has_threads(self) -> bool:
+        """Whether members have threads, of which `ppo` knows nothing."""
+        return self.algorithm == "ppo" and any(member.threads for member in self.members)
 
     @property
     def settings(self) -> PPOConfig:
@@ -219,13 +236,12 @@ class RLCampaign(WholeDocument):
     spec: CampaignSpec
     """What it does."""
 
-    @model_validator(mode="after")
-    def _names_fit(self) -> RLCampaign:
+    def faults(self) -> Iterator[str]:
+        """Policies can be published under the names of the campaign and its members."""
         parts = [*(member.name for member in self.spec.members), *self.spec.policies]
         longest = max(map(len, parts))
         if len(self.metadata.name) + 1 + longest > 63:
-            raise ValueError(
+            yield (
                 "metadata.name and a member's name together have more than 62 characters; policies "
                 "are published under both, so shorten one"
             )
-        return self

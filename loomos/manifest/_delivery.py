@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from loomos.limits import (
     WRITABLE,
@@ -76,13 +78,11 @@ class Verification(Document):
     repeats: Annotated[int, Field(ge=0, le=1024)] = 20
     """Prompts of each suite that are asked twice, to publish how often the same gives another."""
 
-    @model_validator(mode="after")
-    def _suites_differ(self) -> Verification:
-        names = [choice.suite for choice in self.suites]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"suites: {name!r} is there twice")
-        return self
+    def faults(self) -> Iterator[str]:
+        """No suite is there twice."""
+        for name, times in Counter(choice.suite for choice in self.suites).items():
+            if times > 1:
+                yield f"suites: {name!r} is there twice"
 
 
 Margin = Annotated[
@@ -128,11 +128,10 @@ class Guardrail(Document):
         """How reports name it."""
         return f"{self.event}:{self.name}" if self.name else self.event
 
-    @model_validator(mode="after")
-    def _named(self) -> Guardrail:
+    def faults(self) -> Iterator[str]:
+        """Detector and custom events have a name, others have none."""
         if (self.event in ("detector", "custom")) != bool(self.name):
-            raise ValueError(f"name is for detector and custom events; fix {self.event}")
-        return self
+            yield f"name is for detector and custom events; fix {self.event}"
 
 
 DEFAULT_STAGES = [
@@ -173,19 +172,16 @@ class RolloutPlan(Document):
     drill: bool = False
     """Do all but promote: end at the last stage by going back."""
 
-    @model_validator(mode="after")
-    def _shares_grow(self) -> RolloutPlan:
+    def faults(self) -> Iterator[str]:
+        """Shares never shrink, names and guardrails differ, and a lease lasts long enough."""
         shares = [stage.canary_percent for stage in self.stages]
         if shares != sorted(shares):
-            raise ValueError("stages: canary_percent must not shrink from stage to stage")
+            yield "stages: canary_percent must not shrink from stage to stage"
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names) or {"preflight", "bake"} & set(names):
-            raise ValueError("stages: names must differ, and be neither preflight nor bake")
+            yield "stages: names must differ, and be neither preflight nor bake"
         keys = [guardrail.key for guardrail in self.guardrails]
         if len(set(keys)) < len(keys):
-            raise ValueError("guardrails: one is there twice")
+            yield "guardrails: one is there twice"
         if self.lease < timedelta(seconds=2):
-            raise ValueError(
-                "lease: at least 2s; servers look for a new row several times a second"
-            )
-        return self
+            yield "lease: at least 2s; servers look for a new row several times a second"

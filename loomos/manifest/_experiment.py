@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -78,32 +79,38 @@ class Parameter(Document):
     ] = {}
     """Only where earlier parameters have these values, such as `{optimizer: [adamw, lion]}`."""
 
-    @model_validator(mode="after")
-    def _fits_its_type(self) -> Parameter:
+    def faults(self) -> Iterator[str]:
+        """A choice has values, all else has bounds that fit its scale."""
         if self.type == "choice":
-            if self.values is None:
-                raise ValueError("a choice needs values; add them")
-            if self.min is not None or self.max is not None or self.step is not None:
-                raise ValueError("a choice has values, not min, max or step; remove those")
-            keys = [(type(value), value) for value in self.values]
-            if len(set(keys)) < len(keys):
-                raise ValueError("values has one twice; remove it")
-            return self
+            yield from self._choice_faults()
+        else:
+            yield from self._range_faults()
+
+    def _choice_faults(self) -> Iterator[str]:
+        if self.values is None:
+            yield "a choice needs values; add them"
+        if self.min is not None or self.max is not None or self.step is not None:
+            yield "a choice has values, not min, max or step; remove those"
+        keys = [(type(value), value) for value in self.values or ()]
+        if len(set(keys)) < len(keys):
+            yield "values has one twice; remove it"
+
+    def _range_faults(self) -> Iterator[str]:
         if self.values is not None:
-            raise ValueError("values is for type choice; give min and max")
-        if self.min is None or self.max is None:
-            raise ValueError("give min and max")
-        if not (math.isfinite(self.min) and math.isfinite(self.max) and self.min <= self.max):
-            raise ValueError("min must not be above max, and both finite")
-        if self.is_log and self.min <= 0:
-            raise ValueError("min must be above 0 on a logarithmic scale")
+            yield "values is for type choice; give min and max"
+        elif self.min is None or self.max is None:
+            yield "give min and max"
+        bounds = [bound for bound in (self.min, self.max) if bound is not None]
+        if not all(map(math.isfinite, bounds)) or bounds != sorted(bounds):
+            yield "min must not be above max, and both finite"
+        if self.is_log and self.min is not None and self.min <= 0:
+            yield "min must be above 0 on a logarithmic scale"
         if self.is_log and self.step is not None:
-            raise ValueError("step is not for logarithmic scales; remove it")
-        if self.is_whole and any(
-            value is not None and value != int(value) for value in (self.min, self.max, self.step)
+            yield "step is not for logarithmic scales; remove it"
+        if self.is_whole and not all(
+            value is None or value.is_integer() for value in (self.min, self.max, self.step)
         ):
-            raise ValueError("min, max and step of a whole number must be whole")
-        return self
+            yield "min, max and step of a whole number must be whole"
 
     @property
     def is_log(self) -> bool:
@@ -144,11 +151,10 @@ class Limit(Document):
     max: Real | None = None
     """Greatest value."""
 
-    @model_validator(mode="after")
-    def _bounds_something(self) -> Limit:
+    def faults(self) -> Iterator[str]:
+        """A limit has an end."""
         if self.min is None and self.max is None:
-            raise ValueError("give min, max or both")
-        return self
+            yield "give min, max or both"
 
 
 class Objective(Document):
@@ -164,15 +170,15 @@ class Objective(Document):
     own_page: bool = False
     """Run each training as a job of its own: with leases, several nodes, a published model."""
 
-    @model_validator(mode="after")
-    def _is_one(self) -> Objective:
+    def faults(self) -> Iterator[str]:
+        """It is one of the two, and has only what belongs to that."""
         if (self.function is None) == (self.training is None):
-            raise ValueError("give function or training, one of them")
+            yield "give function or training, one of them"
+            return
         if self.function is None and self.arguments:
-            raise ValueError("arguments are for a function; put values into the training")
+            yield "arguments are for a function; put values into the training"
         if self.training is None and self.own_page:
-            raise ValueError("own_page is for trainings; remove it")
-        return self
+            yield "own_page is for trainings; remove it"
 
 
 class Sampler(Document):
@@ -223,13 +229,12 @@ class Pruner(Document):
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _hyperband_has_an_end(self) -> Pruner:
+    def faults(self) -> Iterator[str]:
+        """Hyperband knows the end of a trial, which is not before its first rung."""
         if self.name == "hyperband" and self.max_resource is None:
-            raise ValueError("hyperband needs max_resource, the last step of a whole trial")
+            yield "hyperband needs max_resource, the last step of a whole trial"
         if self.max_resource is not None and self.max_resource < self.min_resource:
-            raise ValueError("max_resource must not be below min_resource")
-        return self
+            yield "max_resource must not be below min_resource"
 
 
 class Population(Document):
@@ -326,55 +331,61 @@ class ExperimentSpec(Document):
             return {**value, "metrics": [{"name": "validation_loss" if trains else "value"}]}
         return value
 
-    @model_validator(mode="after")
-    def _space_is_sound(self) -> ExperimentSpec:
+    def faults(self) -> Iterator[str]:
+        """The space is sound, what searches it fits, and a training is whole."""
+        yield from self._space_faults()
+        yield from self._search_faults()
+        if self.objective.training is not None:
+            yield from self._template_faults(self.objective.training)
+
+    def _space_faults(self) -> Iterator[str]:
         earlier: set[str] = set()
         for name, parameter in self.parameters.items():
             for other in parameter.when:
                 if other not in earlier:
-                    raise ValueError(
+                    yield (
                         f"parameters.{name}.when names {other!r}, which is not an earlier parameter"
                     )
             earlier.add(name)
         for condition in self.constraints:
-            for name in sorted(names_in(condition) - earlier):
-                raise ValueError(
-                    f"constraints: {condition!r} names {name!r}, which is no parameter"
-                )
+            try:
+                unknown = names_in(condition) - earlier
+            except ValueError as error:
+                yield str(error)
+                continue
+            for name in sorted(unknown):
+                yield f"constraints: {condition!r} names {name!r}, which is no parameter"
         if self.sampler.name == "grid":
             for name, parameter in self.parameters.items():
                 if parameter.type in ("log_uniform", "int_log_uniform") or (
                     parameter.type == "uniform" and parameter.step is None
                 ):
-                    raise ValueError(
+                    yield (
                         f"sampler grid needs finitely many values; give parameters.{name} a step, "
                         "or make it a choice"
                     )
-        return self
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> ExperimentSpec:
+    def _search_faults(self) -> Iterator[str]:
         several = len(self.metrics) > 1
         if several and self.sampler.name == "cmaes":
-            raise ValueError("sampler cmaes knows one metric; use tpe, gp or nsga2")
+            yield "sampler cmaes knows one metric; use tpe, gp or nsga2"
         if several and (self.pruner.name != "none" or self.population is not None):
-            raise ValueError("pruner and population need exactly one metric")
+            yield "pruner and population need exactly one metric"
         if several and (self.stop.patience is not None or self.stop.target is not None):
-            raise ValueError("stop.patience and stop.target need exactly one metric")
+            yield "stop.patience and stop.target need exactly one metric"
         if self.population is not None and self.objective.own_page:
-            raise ValueError("a population's trials run in the pool; remove objective.own_page")
+            yield "a population's trials run in the pool; remove objective.own_page"
         if self.population is not None and self.pruner.name != "none":
-            raise ValueError("a population replaces its worst; remove the pruner")
+            yield "a population replaces its worst; remove the pruner"
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
-            raise ValueError("metrics has a name twice")
+            yield "metrics has a name twice"
         if self._longest_point * self.most_trials > MOST_BYTES_OF_POINTS:
-            raise ValueError(
+            yield (
                 f"trials: {self.most_trials} points of this space may have more than "
                 f"{MOST_BYTES_OF_POINTS:,} bytes, and all of them travel together; make trials "
                 "fewer, or names and values shorter"
             )
-        return self
 
     @property
     def _longest_point(self) -> int:
@@ -384,61 +395,57 @@ class ExperimentSpec(Document):
             for name, parameter in self.parameters.items()
         )
 
-    @model_validator(mode="after")
-    def _training_is_whole(self) -> ExperimentSpec:
-        template = self.objective.training
-        if template is None:
-            return self
-        for name in sorted(placeholders(template) - self.parameters.keys()):
-            raise ValueError(f"objective.training uses {{{{ {name} }}}}, which is no parameter")
-        for name in sorted(self.parameters.keys() - placeholders(template)):
-            raise ValueError(
-                f"parameters.{name} is not used; write {{{{ {name} }}}} in objective.training"
-            )
-        for name in [*(m.name for m in self.metrics), *(limit.metric for limit in self.limits)]:
+    def _template_faults(self, template: dict[str, Any]) -> Iterator[str]:
+        """What is wrong with the training's template, and with the training that it makes."""
+        used = placeholders(template)
+        unknown = used - self.parameters.keys()
+        for name in sorted(unknown):
+            yield f"objective.training uses {{{{ {name} }}}}, which is no parameter"
+        for name in sorted(self.parameters.keys() - used):
+            yield f"parameters.{name} is not used; write {{{{ {name} }}}} in objective.training"
+        judged = [*(m.name for m in self.metrics), *(limit.metric for limit in self.limits)]
+        for name in judged:
             if name not in TRAINING_METRICS:
-                raise ValueError(
-                    f"a training has no metric {name!r}; it has {', '.join(TRAINING_METRICS)}"
-                )
+                yield f"a training has no metric {name!r}; it has {', '.join(TRAINING_METRICS)}"
+        if unknown:
+            return
         try:
             spec = self.training_spec({n: p.first for n, p in self.parameters.items()})
         except InvalidManifest as error:
-            raise ValueError(f"objective.training: {'; '.join(map(str, error.errors))}") from None
-        self._check_training(spec)
-        return self
+            yield from (f"objective.training: {fault}" for fault in error.errors)
+        else:
+            yield from self._training_faults(spec)
 
-    def _check_training(self, spec: TrainingSpec) -> None:
+    def _training_faults(self, spec: TrainingSpec) -> Iterator[str]:
         if spec.algorithm == "noop" or spec.data is None:
-            raise ValueError("objective.training: algorithm noop trains nothing; use sft")
-        judged = {metric.name for metric in self.metrics} | {"validation_loss"}
-        validates = spec.data.validation_dataset is not None or spec.data.validation_split > 0
-        if "validation_loss" in judged and not validates:
-            raise ValueError(
+            yield "objective.training: algorithm noop trains nothing; use sft"
+        elif spec.data.validation_dataset is None and not spec.data.validation_split:
+            yield (
                 "objective.training: validation_loss needs data.validation_dataset or "
                 "data.validation_split"
             )
         if spec.verify is not None or spec.rollout is not None:
-            raise ValueError(
+            yield (
                 "objective.training: verify and rollout are for the model that you choose in the "
                 "end; remove them"
             )
         if not self.objective.own_page and spec.resources.node_range.max > 1:
-            raise ValueError(
+            yield (
                 "objective.training: a trial in the pool has one node; set objective.own_page: true"
             )
-        if self.population is not None:
-            model = spec.model
-            assert model is not None
-            if model.fine_tuning_config.max_steps is None:
-                raise ValueError(
-                    "objective.training: a population needs model.fine_tuning_config.max_steps, "
-                    "the length of a round"
-                )
-            if model.fine_tuning_config.max_steps * self.population.generations > MOST_STEPS:
-                raise ValueError(
-                    f"population.generations: its last round would go on to more than "
-                    f"{MOST_STEPS:,} steps; make max_steps smaller"
-                )
+        if self.population is None or spec.model is None:
+            return
+        length = spec.model.fine_tuning_config.max_steps
+        if length is None:
+            yield (
+                "objective.training: a population needs model.fine_tuning_config.max_steps, "
+                "the length of a round"
+            )
+        elif length * self.population.generations > MOST_STEPS:
+            yield (
+                f"population.generations: its last round would go on to more than "
+                f"{MOST_STEPS:,} steps; make max_steps smaller"
+            )
 
     def training_spec(self, params: dict[str, Scalar]) -> TrainingSpec:
         """The training with parameters in their places; those without a value leave no key.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal, get_args
@@ -80,15 +81,14 @@ class RewardFunction(Document):
     )
     """How long one batch may take it."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> RewardFunction:
+    def faults(self) -> Iterator[str]:
+        """A function in a file has a name that Python allows; only files have a sandbox."""
         if self.file is not None and not self.function.isidentifier():
-            raise ValueError(f"function {self.function!r} is no name of a Python function")
+            yield f"function {self.function!r} is no name of a Python function"
         if self.file is None and not self.sandbox:
-            raise ValueError("sandbox is for files; an entry point is installed code, remove it")
+            yield "sandbox is for files; an entry point is installed code, remove it"
         if not self.timeout:
-            raise ValueError("timeout must be more than 0")
-        return self
+            yield "timeout must be more than 0"
 
 
 class Completions(Document):
@@ -217,14 +217,13 @@ class PPOConfig(Document):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, actions and environments."""
 
-    @model_validator(mode="after")
-    def _batch_fits(self) -> PPOConfig:
+    def faults(self) -> Iterator[str]:
+        """Each copy of the environment has the same number of steps in a batch."""
         if self.batch_size % self.n_environments:
-            raise ValueError(
+            yield (
                 f"batch_size ({self.batch_size}) must be a multiple of n_environments "
                 f"({self.n_environments})"
             )
-        return self
 
     @property
     def steps_per_update(self) -> int:
@@ -305,26 +304,24 @@ class WeaveConfig(PPOConfig):
     caution: Coefficient = 0.0
     """The baseline is the ensemble's mean less this many of its standard deviations."""
 
-    @model_validator(mode="after")
-    def _threads_fit(self) -> WeaveConfig:
+    def faults(self) -> Iterator[str]:
+        """Those of PPO, and a number for each thread in what is given by thread."""
+        yield from super().faults()
         count = len(self.reward_threads)
         if self.thread_weights is not None and len(self.thread_weights) != count:
-            raise ValueError(f"thread_weights needs {count} numbers, one for each thread")
-        if self.thread_weights is not None and not sum(self.thread_weights):
-            raise ValueError("thread_weights are all zero; raise one")
+            yield f"thread_weights needs {count} numbers, one for each thread"
+        if self.thread_weights and not sum(self.thread_weights):
+            yield "thread_weights are all zero; raise one"
         if count > 1 and self.normalize_rewards:
-            raise ValueError("normalize_rewards is for one thread; several are scaled as they are")
+            yield "normalize_rewards is for one thread; several are scaled as they are"
         if self.scalarization == "lagrangian" and len(self.thresholds) != count - 1:
-            raise ValueError(
-                f"thresholds needs {count - 1} numbers, one for each thread but the first"
-            )
+            yield f"thresholds needs {count - 1} numbers, one for each thread but the first"
         if self.scalarization == "utility":
             for name in ("ideal", "worst"):
                 if len(getattr(self, name)) != count:
-                    raise ValueError(f"{name} needs {count} numbers, one for each thread")
-            if any(best <= bad for best, bad in zip(self.ideal, self.worst, strict=True)):
-                raise ValueError("ideal must be above worst in every thread")
-        return self
+                    yield f"{name} needs {count} numbers, one for each thread"
+            if any(best <= bad for best, bad in zip(self.ideal, self.worst, strict=False)):
+                yield "ideal must be above worst in every thread"
 
     @property
     def n_heads(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from loomos.limits import (
     WRITABLE,
@@ -141,16 +142,15 @@ class Model(Document):
         is_known = self.base_model.startswith("init:") and made in UNSERVABLE_TYPES
         return unservable(made) if is_known else ""
 
-    @model_validator(mode="after")
-    def _init_needs_a_tokenizer(self) -> Model:
+    def faults(self) -> Iterator[str]:
+        """An `init:` model has a type and a tokenizer, and only it has a config."""
         is_init = self.base_model.startswith("init:")
         if is_init and not self.base_model.removeprefix("init:"):
-            raise ValueError("name a transformers model type after init:, as in init:llama")
+            yield "name a transformers model type after init:, as in init:llama"
         if is_init and self.tokenizer == "base":
-            raise ValueError("an init: model has no tokenizer; set tokenizer: byte or bpe:1024")
+            yield "an init: model has no tokenizer; set tokenizer: byte or bpe:1024"
         if self.config and not is_init:
-            raise ValueError("config is only for init: models; remove it")
-        return self
+            yield "config is only for init: models; remove it"
 
 
 class Data(Document):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from loomos.limits import Gibibytes, Positive, Size, Text, Word, Words
 from loomos.manifest._document_model import Document
@@ -18,11 +19,10 @@ class NodeRange(Document):
     max: Annotated[int, Field(ge=1, le=10_000)]
     """Most nodes to take."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> NodeRange:
+    def faults(self) -> Iterator[str]:
+        """`min` is not above `max`."""
         if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is above max ({self.max}); swap them")
-        return self
+            yield f"min ({self.min}) is above max ({self.max}); swap them"
 
 
 class Resources(Document):
@@ -58,12 +58,11 @@ class Resources(Document):
     max_latency_ms: Positive | None = None
     """Only nodes with at most this latency to others, in ms, by their configuration."""
 
-    @model_validator(mode="after")
-    def _one_spelling(self) -> Resources:
+    def faults(self) -> Iterator[str]:
+        """Memory and storage are given once each."""
         for field in ("memory", "storage"):
             if getattr(self, field) is not None and getattr(self, f"{field}_gb") is not None:
-                raise ValueError(f"give {field} or {field}_gb, not both")
-        return self
+                yield f"give {field} or {field}_gb, not both"
 
     @property
     def node_range(self) -> NodeRange:

@@ -6,6 +6,7 @@ part of every job's history, so they change by addition only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -82,11 +83,10 @@ class Runtime(Document):
     stop_grace: Span = timedelta(seconds=30)
     """Time that ranks get for a last checkpoint when stopped."""
 
-    @model_validator(mode="after")
-    def _deadline_needs_an_estimate(self) -> Runtime:
+    def faults(self) -> Iterator[str]:
+        """A deadline needs an estimate."""
         if self.deadline is not None and self.estimate is None:
-            raise ValueError("deadline needs estimated_duration or max_duration; add one")
-        return self
+            yield "deadline needs estimated_duration or max_duration; add one"
 
     @property
     def estimate(self) -> timedelta | None:
@@ -153,154 +153,149 @@ class TrainingSpec(Document):
     rollout: RolloutPlan | None = None
     """Where the published version is put on trial, if it is verified."""
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> TrainingSpec:
+    def faults(self) -> Iterator[str]:
+        """The algorithm has what it needs, and nothing that it does not know."""
         if self.policy is not None and not self.trains_policy:
-            raise ValueError(
-                f"algorithm {self.algorithm} trains no policy here; remove spec.policy"
-            )
+            yield f"algorithm {self.algorithm} trains no policy here; remove spec.policy"
         if self.rewards and self.completions is None:
-            raise ValueError(
-                "rewards are for grpo, and for ppo of a language model; remove spec.rewards"
-            )
+            yield "rewards are for grpo, and for ppo of a language model; remove spec.rewards"
         if self.algorithm in ("sft", "dpo"):
-            self._check_data()
-            self._check_fine_tuning()
+            yield from self._data_faults()
+            yield from self._fine_tuning_faults()
         elif self.completions is not None:
-            self._check_rewards()
-            self._check_fine_tuning()
+            yield from self._reward_faults()
+            yield from self._fine_tuning_faults()
         elif self.trains_policy:
-            self._check_policy()
-        return self
+            yield from self._policy_faults()
 
-    def _check_data(self) -> None:
-        if self.data is None:
-            raise ValueError(f"algorithm {self.algorithm} needs spec.data; add it")
+    def _data_faults(self) -> Iterator[str]:
         if self.environment is not None:
-            raise ValueError(
-                f"algorithm {self.algorithm} acts in no environment; remove spec.environment"
-            )
-        validates = self.data.validation_dataset is not None or self.data.validation_split > 0
-        if self.runtime.early_stopping and not validates:
-            raise ValueError(
-                "runtime.early_stopping needs data.validation_dataset or data.validation_split"
-            )
+            yield f"algorithm {self.algorithm} acts in no environment; remove spec.environment"
+        if self.data is None:
+            yield f"algorithm {self.algorithm} needs spec.data; add it"
+            return
+        yield from self._early_stopping_faults(self.data)
         if self.algorithm == "dpo" and self.data.format not in ("auto", "preference"):
-            raise ValueError("algorithm dpo reads preferences; set data.format: preference")
+            yield "algorithm dpo reads preferences; set data.format: preference"
         if self.algorithm == "sft" and self.data.format == "preference":
-            raise ValueError("algorithm sft learns no preferences; set algorithm: dpo")
+            yield "algorithm sft learns no preferences; set algorithm: dpo"
         if self.algorithm == "sft" and self.data.format == "prompt":
-            raise ValueError("algorithm sft needs what to say to a prompt; set another data.format")
+            yield "algorithm sft needs what to say to a prompt; set another data.format"
 
-    def _check_rewards(self) -> None:
+    def _early_stopping_faults(self, data: Data) -> Iterator[str]:
+        validates = data.validation_dataset is not None or data.validation_split > 0
+        if self.runtime.early_stopping and not validates:
+            yield "runtime.early_stopping needs data.validation_dataset or data.validation_split"
+
+    def _reward_faults(self) -> Iterator[str]:
         """A language model, and an environment that it talks with."""
         name = self.algorithm
         if self.rewards:
-            self._check_prompts()
+            yield from self._prompt_faults()
         elif self.environment is None:
-            raise ValueError(
+            yield (
                 f"algorithm {name} needs spec.environment, or spec.data with prompts and "
                 "spec.rewards; add one"
             )
-        elif self.environment.name not in set(EnvironmentType):
-            raise ValueError(
-                "environment.name: language models talk with "
-                f"{', '.join(EnvironmentType)}; use one of them"
-            )
-        elif self.data is not None:
-            raise ValueError(
-                f"algorithm {name} learns from an environment; remove spec.data, or name "
-                "spec.rewards instead of spec.environment"
-            )
+        else:
+            if self.environment.name not in set(EnvironmentType):
+                yield (
+                    "environment.name: language models talk with "
+                    f"{', '.join(EnvironmentType)}; use one of them"
+                )
+            if self.data is not None:
+                yield (
+                    f"algorithm {name} learns from an environment; remove spec.data, or name "
+                    "spec.rewards instead of spec.environment"
+                )
         if name == "ppo" and self.ppo != PPOConfig():
-            raise ValueError("spec.ppo is for small networks; write spec.language_ppo")
+            yield "spec.ppo is for small networks; write spec.language_ppo"
         if self.strategy.type != "ddp":
-            raise ValueError(f"{name} generates under strategy ddp only; set strategy.type: ddp")
+            yield f"{name} generates under strategy ddp only; set strategy.type: ddp"
         if self.model is None:
             return
         tuning = self.model.fine_tuning_config
         if not self.rewards and (tuning.max_steps is None or tuning.num_epochs is not None):
-            raise ValueError(
-                "an environment has no epochs; set model.fine_tuning_config.max_steps only"
-            )
-        if name == "grpo" and tuning.batch_size % self.grpo.group_size:
-            raise ValueError(
+            yield "an environment has no epochs; set model.fine_tuning_config.max_steps only"
+        if self._splits_groups:
+            yield (
                 f"model.fine_tuning_config.batch_size ({tuning.batch_size}) counts completions and "
                 f"must be a multiple of grpo.group_size ({self.grpo.group_size})"
             )
 
-    def _check_prompts(self) -> None:
+    def _prompt_faults(self) -> Iterator[str]:
         """Prompts of a dataset, judged by functions."""
         if self.environment is not None:
-            raise ValueError(
-                "rewards judge the prompts of spec.data; remove spec.environment or spec.rewards"
-            )
+            yield "rewards judge the prompts of spec.data; remove spec.environment or spec.rewards"
         if self.data is None:
-            raise ValueError("rewards need prompts; add spec.data with records that hold `prompt`")
-        if self.data.format not in ("auto", "prompt"):
-            raise ValueError("rewards judge replies to prompts; set data.format: prompt")
-        validates = self.data.validation_dataset is not None or self.data.validation_split > 0
-        if self.runtime.early_stopping and not validates:
-            raise ValueError(
-                "runtime.early_stopping needs data.validation_dataset or data.validation_split"
-            )
+            yield "rewards need prompts; add spec.data with records that hold `prompt`"
+        else:
+            if self.data.format not in ("auto", "prompt"):
+                yield "rewards judge replies to prompts; set data.format: prompt"
+            yield from self._early_stopping_faults(self.data)
         if self.model is None or self.completions is None:
             return
         longest = self.model.fine_tuning_config.sequence_length
         if self.completions.max_completion_tokens >= longest:
-            raise ValueError(
+            yield (
                 f"max_completion_tokens ({self.completions.max_completion_tokens}) leaves no room "
                 f"for a prompt in model.fine_tuning_config.sequence_length ({longest})"
             )
 
-    def _check_fine_tuning(self) -> None:
+    def _fine_tuning_faults(self) -> Iterator[str]:
         if self.rollout is not None and self.rollout.require_verification and not self.verify:
-            raise ValueError(
+            yield (
                 "rollout needs a verification; add spec.verify, or set "
                 "rollout.require_verification: false"
             )
         if self.model is None:
-            raise ValueError(f"algorithm {self.algorithm} needs spec.model; add it")
+            yield f"algorithm {self.algorithm} needs spec.model; add it"
+            return
         if (self.verify or self.rollout) and self.model.unservable:
-            raise ValueError(f"remove spec.verify and spec.rollout: {self.model.unservable}")
+            yield f"remove spec.verify and spec.rollout: {self.model.unservable}"
         if self.algorithm != "sft" and self.model.tokenizer.startswith("bpe:"):
-            raise ValueError("model.tokenizer: only sft can train a tokenizer; use another")
+            yield "model.tokenizer: only sft can train a tokenizer; use another"
         tuning = self.model.fine_tuning_config
-        if tuning.num_epochs is None and tuning.max_steps is None:
-            raise ValueError(
-                "the run has no end; set model.fine_tuning_config.max_steps or num_epochs"
-            )
-        self._check_ranks("model.fine_tuning_config.batch_size")
+        has_epochs = self.completions is None or bool(self.rewards)
+        if has_epochs and tuning.num_epochs is None and tuning.max_steps is None:
+            yield "the run has no end; set model.fine_tuning_config.max_steps or num_epochs"
+        if not self._splits_groups:
+            yield from self._rank_faults("model.fine_tuning_config.batch_size")
         if tuning.method == "qlora" and self.strategy.type == "fsdp2":
-            raise ValueError("qlora runs under strategy ddp only; set strategy.type: ddp")
+            yield "qlora runs under strategy ddp only; set strategy.type: ddp"
 
-    def _check_policy(self) -> None:
+    def _policy_faults(self) -> Iterator[str]:
         """A small network that acts: no language model, no documents, nobody to ask it."""
         if self.environment is None:
-            raise ValueError(f"algorithm {self.algorithm} needs spec.environment; add it")
+            yield f"algorithm {self.algorithm} needs spec.environment; add it"
         for name in ("model", "data", "verify", "rollout"):
             if getattr(self, name) is not None:
-                raise ValueError(
-                    f"algorithm {self.algorithm} trains a policy network; remove spec.{name}"
-                )
+                yield f"algorithm {self.algorithm} trains a policy network; remove spec.{name}"
         if self.strategy.type != "ddp":
-            raise ValueError("a policy network is small; set strategy.type: ddp")
-        self._check_ranks(f"{self.algorithm}.n_environments")
+            yield "a policy network is small; set strategy.type: ddp"
+        yield from self._rank_faults(f"{self.algorithm}.n_environments")
         many = self.resources.node_range.max * self.resources.ranks > 1
         if many and (self.acting.normalize_observations or self.acting.normalize_rewards):
-            raise ValueError(
+            yield (
                 f"{self.algorithm}.normalize_observations and normalize_rewards need a single "
                 "rank; set resources.nodes: 1 and one GPU"
             )
 
-    def _check_ranks(self, field: str) -> None:
+    def _rank_faults(self, field: str) -> Iterator[str]:
         nodes = self.resources.node_range
         worlds = [n * self.resources.ranks for n in range(nodes.min, nodes.max + 1)]
         if not any(self.divisible_by_ranks % world == 0 for world in worlds):
-            raise ValueError(
+            yield (
                 f"{field} ({self.divisible_by_ranks}) must be a multiple of the number of ranks "
                 f"({worlds[0]})"
             )
+
+    @property
+    def _splits_groups(self) -> bool:
+        """Whether a batch of GRPO ends within a group of completions."""
+        if self.algorithm != "grpo" or self.model is None:
+            return False
+        return self.model.fine_tuning_config.batch_size % self.grpo.group_size != 0
 
     @property
     def trains_policy(self) -> bool:

@@ -135,6 +135,30 @@ def test_documents_that_make_no_sense_say_what_to_change(
         spec(*members, **more)
 
 
+def test_everything_that_is_wrong_with_a_campaign_is_said_at_once() -> None:
+    phases = [{"weights": {"b": 0.0}}]
+    with pytest.raises(InvalidManifest) as refused:
+        spec(
+            member("a", "CartPole-v1"), member("a"), phases=phases, curriculum={},
+            resources={"nodes": 3},
+        )  # fmt: skip
+    assert [(fault.path, fault.message.split(";")[0]) for fault in refused.value.errors] == [
+        ("spec", "members has a name twice"),
+        ("spec", "phases.0.weights.b is no member"),
+        ("spec", "phases.0.weights are all zero"),
+        ("spec", "curriculum: CartPole-v1 has no difficulty"),
+        ("spec", "weave.n_environments (8) must be a multiple of the number of ranks (3)"),
+    ]
+
+
+def test_a_member_whose_threads_do_not_fit_the_settings_is_refused_with_the_field() -> None:
+    two = {"safety": 1.0, "coherence": 1.0}
+    with pytest.raises(InvalidManifest) as refused:
+        spec(member("a", threads=two), weave={"scalarization": "lagrangian"})
+    [fault] = refused.value.errors
+    assert fault.message == "weave: thresholds needs 1 numbers, one for each thread but the first"
+
+
 # --- decisions ----------------------------------------------------------------------------------
 
 

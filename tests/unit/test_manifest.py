@@ -41,6 +41,53 @@ def test_every_error_is_found_at_once() -> None:
     }
 
 
+def test_every_rule_across_fields_that_is_broken_is_an_error_of_its_own() -> None:
+    document = tiny_job("x", max_steps=None, batch_size=7)
+    document["spec"]["runtime"]["early_stopping"] = {}
+    document["spec"]["rollout"] = {"endpoint": "chat"}
+    result = ManifestValidator().validate(JobManifest.from_dict(document))
+    assert {error.path for error in result.errors} == {"spec"}
+    messages = [error.message for error in result.errors]
+    assert messages == [
+        "runtime.early_stopping needs data.validation_dataset or data.validation_split",
+        "rollout needs a verification; add spec.verify, or set rollout.require_verification: false",
+        "the run has no end; set model.fine_tuning_config.max_steps or num_epochs",
+        "model.fine_tuning_config.batch_size (7) must be a multiple of the number of ranks (2)",
+    ]
+
+
+def test_rules_of_several_parts_and_several_of_one_part_are_listed_together() -> None:
+    document = tiny_job("x")
+    document["spec"]["resources"] = {
+        "memory": "1Gi", "memory_gb": 1, "storage": "1Gi", "storage_gb": 1,
+    }  # fmt: skip
+    document["spec"]["runtime"] = {"deadline": "2030-01-01T00:00:00Z"}
+    result = ManifestValidator().validate(JobManifest.from_dict(document))
+    assert [(error.path, error.message) for error in result.errors] == [
+        ("spec.resources", "give memory or memory_gb, not both"),
+        ("spec.resources", "give storage or storage_gb, not both"),
+        ("spec.runtime", "deadline needs estimated_duration or max_duration; add one"),
+    ]
+
+
+def test_a_rule_that_means_nothing_while_another_is_broken_is_left_out() -> None:
+    document = tiny_job("x", batch_size=7)
+    document["spec"] |= {"algorithm": "grpo", "environment": "math", "data": None}
+    assert errors_of(document) == {
+        "spec": "model.fine_tuning_config.batch_size (7) counts completions and must be a multiple "
+        "of grpo.group_size (8)"
+    }
+
+
+def test_what_the_members_of_a_union_say_is_one_error() -> None:
+    document = tiny_job("x")
+    document["spec"]["resources"]["nodes"] = {"min": 3, "max": 2}
+    result = ManifestValidator().validate(JobManifest.from_dict(document))
+    [error] = result.errors
+    assert error.path == "spec.resources.nodes"
+    assert error.message.endswith("; or min (3) is above max (2); swap them")
+
+
 def test_an_unknown_key_gets_a_suggestion() -> None:
     document = tiny_job("x")
     document["spec"]["model"]["fine_tuning_config"]["batch_sise"] = 4

@@ -108,6 +108,37 @@ def test_what_cannot_be_searched_is_refused_with_the_fix(wrong, message):
     assert message in str(error.value)
 
 
+def test_everything_that_is_wrong_with_an_experiment_is_said_at_once():
+    two = [{"name": "a"}, {"name": "b"}]
+    with pytest.raises(InvalidManifest) as error:
+        spec(constraints=["x <", "x < z"], sampler="cmaes", pruner="asha", metrics=two)
+    assert [(fault.path, fault.message) for fault in error.value.errors] == [
+        ("spec", "'x <' is no condition; write for example batch_size * 4 <= 256"),
+        ("spec", "constraints: 'x < z' names 'z', which is no parameter"),
+        ("spec", "sampler cmaes knows one metric; use tpe, gp or nsga2"),
+        ("spec", "pruner and population need exactly one metric"),
+    ]
+
+
+def test_everything_that_is_wrong_with_a_template_is_said_at_once():
+    training = {
+        **TRAINING,
+        "data": {"training_dataset": "/data"},
+        "resources": {"nodes": 2},
+        "verify": {},
+    }
+    with pytest.raises(InvalidManifest) as error:
+        spec(**{**TRAINED, "objective": {"training": training}, "metrics": [{"name": "accuracy"}]})
+    messages = [fault.message for fault in error.value.errors]
+    assert [message.split(";")[0] for message in messages] == [
+        "a training has no metric 'accuracy'",
+        "objective.training: validation_loss needs data.validation_dataset or "
+        "data.validation_split",
+        "objective.training: verify and rollout are for the model that you choose in the end",
+        "objective.training: a trial in the pool has one node",
+    ]
+
+
 def test_a_training_takes_its_parameters():
     wanted = spec(**TRAINED)
     assert [metric.name for metric in wanted.metrics] == ["validation_loss"]
