@@ -138,8 +138,8 @@ def make_family(name: str, settings: EnvironmentConfig | Mapping[str, Any]) -> A
     try:
         return family(family.config_type.model_validate(given))
     except ValidationError as error:
-        first = field_errors(error.errors(), family.config_type)[0]
-        raise InvalidInput(f"environment {name}: {first.path}: {first.message}") from None
+        faults = field_errors(error.errors(), family.config_type)
+        raise InvalidInput(f"environment {name}: {'; '.join(map(str, faults))}", faults) from None
 
 
 class LoomEnvironment:
