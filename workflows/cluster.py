@@ -10,9 +10,10 @@ busy cluster nor an audit that fails keeps the other waiting.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
@@ -229,17 +230,18 @@ class Cluster:
             for lease in granted:
                 await self._tell_holder(lease, "lease_granted", lease)
         called = self._allocation.call(workflow.now()) if self._is_beside else []
-        telling: list[Awaitable[None]] = []
+        telling: list[Callable[[], Awaitable[None]]] = []
+        holder, waiting = self._tell_holder, self._tell_waiting
         if self._is_beside:
-            telling += [self._tell_holder(lease, "lease_revoked", m) for lease, m in revoked]
-            telling += [self._tell_holder(lease, "lease_granted", lease) for lease in granted]
-        telling += [self._tell_waiting(m.job_id, "lease_deferred", m) for m in turned_away]
+            telling += [partial(holder, lease, "lease_revoked", m) for lease, m in revoked]
+            telling += [partial(holder, lease, "lease_granted", lease) for lease in granted]
+        telling += [partial(waiting, m.job_id, "lease_deferred", m) for m in turned_away]
         telling += [
-            self._tell_waiting(job_id, "admission_open", AdmissionOpen(job_id=job_id))
+            partial(waiting, job_id, "admission_open", AdmissionOpen(job_id=job_id))
             for job_id in called
         ]
         for first in range(0, len(telling), MOST_TOLD):
-            await asyncio.gather(*telling[first : first + MOST_TOLD])
+            await asyncio.gather(*(tell() for tell in telling[first : first + MOST_TOLD]))
 
     async def _tell_holder(self, lease: Lease, signal: str, message: Message) -> None:
         """Signal a lease's holder; the lease of one that is gone ends."""
