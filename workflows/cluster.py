@@ -66,6 +66,12 @@ AUDITS_BESIDE = "audits-beside"
 """Patch since which audits have a task of their own and holders are told side by side."""
 
 
+TOLD_IN_BATCHES = "told-in-batches"
+"""Patch since which a burst of requests is taken in at once and answered bit by bit."""
+MOST_ANSWERED = 200
+"""Requests that are answered in one turn of the loop; the run may end between two turns."""
+
+
 @workflow.defn(name="Cluster")
 class Cluster:
     """Nodes, queue and leases."""
@@ -80,6 +86,8 @@ class Cluster:
         self._audit = state.audit
         self._holds: dict[str, asyncio.Task[None]] = {}
         self._changed = True
+        # Signals may come before `run` begins.
+        self._is_batched = workflow.patched(TOLD_IN_BATCHES)
 
     @workflow.run
     async def run(self, state: ClusterState) -> None:
@@ -102,6 +110,8 @@ class Cluster:
             except TimeoutError:
                 await self._audit_holders()
         await workflow.wait_condition(workflow.all_handlers_finished)
+        if self._is_batched:
+            self._turned_away += self._allocation.turn_away(workflow.now())
         for task in () if self._is_beside else tuple(self._holds.values()):
             task.cancel()  # later runs leave it to the end of the run: there may be a thousand
         carried = {
@@ -126,7 +136,9 @@ class Cluster:
     @workflow.signal
     def request_lease(self, request: LeaseRequest) -> None:
         """A job asks for nodes."""
-        self._turned_away += self._allocation.request(request, workflow.now())
+        self._allocation.request(request, workflow.now())
+        if not self._is_batched:
+            self._turned_away += self._allocation.turn_away(workflow.now())
         self._changed = True
 
     @workflow.signal
@@ -219,17 +231,24 @@ class Cluster:
 
     async def _decide(self) -> None:
         """Send what nodes' ends and the scheduler ask back, then what is granted."""
+        if self._is_batched:
+            self._turned_away += self._allocation.turn_away(workflow.now())
         granted, asked_back = self._allocation.decide(workflow.now())
         if self._allocation.has_more:
             self._changed = True
         revoked, self._revoked = [*self._revoked, *asked_back], []
-        turned_away, self._turned_away = self._turned_away, []
+        most = MOST_ANSWERED if self._is_batched else len(self._turned_away)
+        turned_away, self._turned_away = self._turned_away[:most], self._turned_away[most:]
         if not self._is_beside:
             for lease, message in revoked:
                 await self._tell_holder(lease, "lease_revoked", message)
             for lease in granted:
                 await self._tell_holder(lease, "lease_granted", lease)
-        called = self._allocation.call(workflow.now()) if self._is_beside else []
+        called: list[str] = []
+        if self._is_beside:
+            called = self._allocation.call(workflow.now(), most if self._is_batched else None)
+        if self._is_batched and (self._turned_away or len(called) == most):
+            self._changed = True
         telling: list[Callable[[], Awaitable[None]]] = []
         holder, waiting = self._tell_holder, self._tell_waiting
         if self._is_beside:

@@ -9,10 +9,12 @@ is lost and nothing grows.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from loomos.jobs.admission import Deferred, LeaseDeferred
 from loomos.jobs.cluster import LeaseRequest, SchedulerConfig
@@ -87,8 +89,10 @@ class Lobby:
             self._order = None
             self.waiting[job_id] = known.model_copy(update={"priority": priority})
 
-    def call(self, queue: Sequence[Waiting], limit: int, now: datetime) -> list[str]:
-        """Jobs that may ask again now, since the queue has room for them."""
+    def call(
+        self, queue: Sequence[Waiting], limit: int, now: datetime, most: int | None = None
+    ) -> list[str]:
+        """Jobs that may ask again now, since the queue has room for them; at most `most`."""
         if not self.waiting or limit - len(queue) < max(1, limit // 20):
             return []
         coming = 0
@@ -100,6 +104,8 @@ class Lobby:
             else:
                 coming += 1
         room = limit - len(queue) - coming
+        if most is not None:
+            room = min(room, most)
         chosen: list[str] = []
         for job_id in self.order(queue) if room > 0 else ():
             if len(chosen) == room:
@@ -122,20 +128,53 @@ class Lobby:
         return self._order
 
 
-def farthest(queue: Sequence[Waiting], config: SchedulerConfig, now: datetime) -> Waiting:
-    """The request that a full queue would miss least: never one that starves, if others do not."""
-    held = Counter(waiting.request.project for waiting in queue)
-    return max(
-        queue,
-        key=lambda waiting: (
-            not is_starving(waiting, config, now),
-            waiting.request.priority,
-            not waiting.request.is_recovery,
-            held[waiting.request.project],
-            waiting.request.submitted_at,
-            waiting.request.job_id,
-        ),
-    )
+def farthest(
+    queue: Iterable[Waiting], count: int, config: SchedulerConfig, now: datetime
+) -> list[Waiting]:
+    """The requests that a full queue would miss least, the first of them first.
+
+    Each is the one that is farthest from its turn once those before it are gone: of the lowest
+    class, of the project that has most in the queue, the youngest. One that starves stays as long
+    as others do not.
+    """
+    waiting = list(queue)
+    held = Counter(each.request.project for each in waiting)
+
+    def ranked(each: Waiting) -> _Far:
+        asked = each.request
+        rank = (
+            not is_starving(each, config, now),
+            asked.priority,
+            not asked.is_recovery,
+            held[asked.project],
+            asked.submitted_at,
+            asked.job_id,
+        )
+        return _Far(rank, each)
+
+    heap = [ranked(each) for each in waiting]
+    heapq.heapify(heap)
+    found: list[Waiting] = []
+    while heap and len(found) < count:
+        top = ranked(heap[0].waiting)
+        if top.rank < heap[0].rank:  # its project holds less of the queue by now
+            heapq.heapreplace(heap, top)
+            continue
+        heapq.heappop(heap)
+        held[top.waiting.request.project] -= 1
+        found.append(top.waiting)
+    return found
+
+
+@dataclass(frozen=True)
+class _Far:
+    """A request and how far it is from its turn; the farthest is the least, for a heap."""
+
+    rank: tuple[Any, ...]
+    waiting: Waiting
+
+    def __lt__(self, other: _Far) -> bool:
+        return self.rank > other.rank
 
 
 def _age(deferred: Deferred) -> tuple[int, datetime, str]:

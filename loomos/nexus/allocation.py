@@ -42,7 +42,8 @@ class Allocation:
     """Nodes, queue and leases of a cluster."""
 
     nodes: dict[str, NodeStatus] = field(default_factory=dict)
-    queue: list[Waiting] = field(default_factory=list)
+    waiting: dict[str, Waiting] = field(default_factory=dict)
+    """The queue, by job."""
     leases: dict[int, Lease] = field(default_factory=dict)
     next_epoch: int = 1
     config: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -60,7 +61,7 @@ class Allocation:
         """Restore what `to_state` gave."""
         return cls(
             nodes={node.info.node_id: node for node in state.nodes},
-            queue=[Waiting(request, since) for request, since in state.queue],
+            waiting={asked.job_id: Waiting(asked, since) for asked, since in state.queue},
             leases={lease.epoch: lease for lease in state.leases},
             next_epoch=state.next_epoch,
             config=state.config,
@@ -73,7 +74,7 @@ class Allocation:
         """Everything, as a message."""
         return ClusterState(
             nodes=list(self.nodes.values()),
-            queue=[(waiting.request, waiting.since) for waiting in self.queue],
+            queue=[(waiting.request, waiting.since) for waiting in self.waiting.values()],
             leases=list(self.leases.values()),
             next_epoch=self.next_epoch,
             config=self.config,
@@ -84,9 +85,14 @@ class Allocation:
         )
 
     @property
+    def queue(self) -> list[Waiting]:
+        """Requests that wait for nodes, in the order in which they came."""
+        return list(self.waiting.values())
+
+    @property
     def is_busy(self) -> bool:
         """Whether time alone may bring something to decide."""
-        return bool(self.leases or self.queue or self.lobby.waiting)
+        return bool(self.leases or self.waiting or self.lobby.waiting)
 
     # --- nodes ---
 
@@ -180,30 +186,33 @@ class Allocation:
 
     # --- requests ---
 
-    def request(self, request: LeaseRequest, now: datetime) -> list[LeaseDeferred]:
+    def request(self, request: LeaseRequest, now: datetime) -> None:
         """Queue a request; a second one of the same job replaces the first.
 
-        Returns:
-            Who finds no room in the queue and waits for admission: nobody, the job itself, or the
-            one whose place it takes.
+        The queue may then be longer than its limit: `turn_away` shortens it. Thousands of requests
+        may come at a time, so each costs as little here as there is to do.
         """
         self.version += 1
         since = self.lobby.since(request, now)
-        for index, waiting in enumerate(self.queue):
-            if waiting.request.job_id == request.job_id:
-                self.queue[index] = Waiting(request, waiting.since)
-                return []
-        self.queue.append(Waiting(request, since))
-        limit, turned_away = self.config.queue_limit, []
-        while len(self.queue) > limit:
-            last = farthest(self.queue, self.config, now)
-            self.queue = [waiting for waiting in self.queue if waiting is not last]
-            turned_away.append(self.lobby.enter(last, limit, now))
-        return turned_away
+        before = self.waiting.get(request.job_id)
+        self.waiting[request.job_id] = Waiting(request, before.since if before else since)
 
-    def call(self, now: datetime) -> list[str]:
-        """Jobs that waited for admission and may ask again now."""
-        return self.lobby.call(self.queue, self.config.queue_limit, now)
+    def turn_away(self, now: datetime) -> list[LeaseDeferred]:
+        """Those that find no room in the queue, and wait for admission from now on."""
+        limit = self.config.queue_limit
+        surplus = len(self.waiting) - limit
+        if surplus <= 0:
+            return []
+        self.version += 1
+        told = []
+        for last in farthest(self.waiting.values(), surplus, self.config, now):
+            del self.waiting[last.request.job_id]
+            told.append(self.lobby.enter(last, limit, now))
+        return told
+
+    def call(self, now: datetime, most: int | None = None) -> list[str]:
+        """Jobs that waited for admission and may ask again now; at most `most` of them."""
+        return self.lobby.call(self.queue, self.config.queue_limit, now, most)
 
     def forget(self, job_id: str) -> None:
         """A job that waited for admission is gone."""
@@ -215,10 +224,10 @@ class Allocation:
         self.version += 1
         who = (change.job_id, change.run_id)
         update = {"priority": change.priority}
-        for index, waiting in enumerate(self.queue):
-            if (waiting.request.job_id, waiting.request.run_id) == who:
-                changed = waiting.request.model_copy(update=update)
-                self.queue[index] = Waiting(changed, waiting.since)
+        waiting = self.waiting.get(change.job_id)
+        if waiting is not None and waiting.request.run_id == change.run_id:
+            changed = waiting.request.model_copy(update=update)
+            self.waiting[change.job_id] = Waiting(changed, waiting.since)
         for lease in list(self.leases.values()):
             if (lease.job_id, lease.run_id) == who and lease.request is not None:
                 request = lease.request.model_copy(update=update)
@@ -230,11 +239,9 @@ class Allocation:
         self.version += 1
         if release.epoch == 0:
             self.lobby.leave(release.job_id)
-            self.queue = [
-                w
-                for w in self.queue
-                if (w.request.job_id, w.request.run_id) != (release.job_id, release.run_id)
-            ]
+            waiting = self.waiting.get(release.job_id)
+            if waiting is not None and waiting.request.run_id == release.run_id:
+                del self.waiting[release.job_id]
             return
         lease = self.leases.get(release.epoch)
         if lease is not None and lease.job_id == release.job_id:
@@ -257,9 +264,8 @@ class Allocation:
             self.leases[lease.epoch] = lease.model_copy(update={"is_revoked": True})
             asked_back.append((lease, LeaseRevoked(epoch=lease.epoch, reason=reason)))
         given = [self._lease(grant, now) for grant in made.grants]
-        if given:
-            granted = {lease.job_id for lease in given}
-            self.queue = [w for w in self.queue if w.request.job_id not in granted]
+        for lease in given:
+            self.waiting.pop(lease.job_id, None)
         return given, asked_back
 
     def configure(self, config: SchedulerConfig) -> None:

@@ -197,19 +197,24 @@ def test_ctrl_c_says_that_the_job_goes_on(stack: Stack, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A process that was started in the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     assert process.stderr is not None
     job_id = process.stdout.readline().split()[1]
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        _, error = process.communicate(timeout=60)
+        state = json.loads(stack.loomos("jobs", "describe", job_id, "-o", "json").stdout)["state"]
+    finally:
+        process.kill()
+        stack.loomos("jobs", "cancel", job_id)
     assert process.returncode == 130
     assert f"job {job_id} goes on; `loomos jobs wait {job_id}` follows it" in error
     assert "Traceback" not in error
-    state = json.loads(stack.loomos("jobs", "describe", job_id, "-o", "json").stdout)["state"]
     assert state not in ("cancelled", "failed")
-    stack.loomos("jobs", "cancel", job_id)
 
 
 LISTS = [

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from loomos.jobs.admission import LeaseChange
+from loomos.jobs.admission import LeaseChange, LeaseDeferred
 from loomos.jobs.cluster import Lease, LeaseRequest, ReleaseRequest, SchedulerConfig, StatusQuery
 from loomos.manifest import Resources
 from loomos.nexus.admission import MOST_DEFERRED, Lobby
@@ -33,22 +34,28 @@ def small_queue(limit: int) -> Allocation:
     return allocation
 
 
+def ask(allocation: Allocation, request: LeaseRequest, now: datetime) -> list[LeaseDeferred]:
+    """Queue a request; who finds no room then."""
+    allocation.request(request, now)
+    return allocation.turn_away(now)
+
+
 def queued(allocation: Allocation) -> list[str]:
     return [waiting.request.job_id for waiting in allocation.queue]
 
 
 def test_a_full_queue_defers_the_request_that_is_farthest_from_its_turn() -> None:
     allocation = small_queue(2)
-    assert [allocation.request(request(name, at), START) for name, at in (("a", 1), ("b", 2))] == [
+    assert [ask(allocation, request(name, at), START) for name, at in (("a", 1), ("b", 2))] == [
         [],
         [],
     ]
-    (told,) = allocation.request(request("c", 3), START)
+    (told,) = ask(allocation, request("c", 3), START)
     assert (told.job_id, told.reason) == ("c", "the cluster's queue is full (2 requests)")
-    (told,) = allocation.request(request("urgent", 4, priority=1), START)
+    (told,) = ask(allocation, request("urgent", 4, priority=1), START)
     assert (told.job_id, queued(allocation)) == ("b", ["a", "urgent"])
     # Of one class, the project that has most in the queue gives way.
-    (told,) = allocation.request(request("other", 5, priority=1, project="small"), START)
+    (told,) = ask(allocation, request("other", 5, priority=1, project="small"), START)
     assert (told.job_id, queued(allocation)) == ("a", ["urgent", "other"])
     place = Overview(allocation).place_of("b", START).queued
     assert place is not None
@@ -58,22 +65,40 @@ def test_a_full_queue_defers_the_request_that_is_farthest_from_its_turn() -> Non
     )
 
 
+def test_a_burst_is_turned_away_as_if_its_requests_had_come_one_by_one() -> None:
+    """Of one class: otherwise who comes later is weighed against who was there before."""
+    limit = 5
+    asked = [request(f"j{n}", n, project=f"p{n * n % 3}") for n in range(40)]
+    slow, quick = small_queue(limit), small_queue(limit)
+    for each in asked:
+        ask(slow, each, START)
+        quick.request(each, START)
+    assert len(quick.queue) == 40
+    told = quick.turn_away(START)
+    assert len(told) == 35 and quick.turn_away(START) == []
+    projects = [Counter(w.request.project for w in c.queue) for c in (slow, quick)]
+    assert projects[0] == projects[1] and max(projects[1].values()) == 3
+    assert sorted([*queued(quick), *(each.job_id for each in told)]) == sorted(
+        each.job_id for each in asked
+    )
+
+
 def test_those_that_wait_are_called_in_order_and_keep_their_age() -> None:
     allocation = small_queue(1)
     allocation.request(request("first", 0), START)
     for name, at in (("late", 9), ("early", 1)):
-        allocation.request(request(name, at), START)
+        ask(allocation, request(name, at), START)
     assert allocation.call(START) == []
     allocation.release(ReleaseRequest(job_id="first", run_id="run-first", epoch=0), START)
     later = START + timedelta(seconds=5)
     assert allocation.call(later) == ["early"]
     assert allocation.call(later) == [], "it is on its way"
-    assert allocation.request(request("early", 1), later) == []
+    assert ask(allocation, request("early", 1), later) == []
     assert allocation.queue[0].since == START
     # One that was called and does not come is passed over.
     allocation.release(ReleaseRequest(job_id="early", run_id="run-early", epoch=0), later)
     assert allocation.call(later) == ["late"]
-    allocation.request(request("new", 20), later)
+    ask(allocation, request("new", 20), later)
     allocation.release(ReleaseRequest(job_id="new", run_id="run-new", epoch=0), later)
     assert allocation.call(later + timedelta(minutes=2)) == []
     assert not allocation.lobby.waiting
@@ -92,7 +117,7 @@ def test_beyond_what_is_remembered_jobs_come_back_one_after_the_other() -> None:
 def test_a_withdrawn_request_waits_no_more() -> None:
     allocation = small_queue(1)
     allocation.request(request("a"), START)
-    allocation.request(request("b", 1), START)
+    ask(allocation, request("b", 1), START)
     allocation.release(ReleaseRequest(job_id="b", run_id="run-b", epoch=0), START)
     assert not allocation.lobby.waiting and queued(allocation) == ["a"]
 
