@@ -48,7 +48,7 @@ from activities.control import ControlActivities
 from activities.failures import FailureInterceptor
 from loomos.client.cluster import ClusterClient
 from loomos.client.temporal import connect
-from loomos.errors import Unavailable
+from loomos.errors import Stuck, Unavailable
 from loomos.jobs.admission import AdmissionOpen, LeaseDeferred
 from loomos.jobs.cluster import (
     ClusterState,
@@ -408,7 +408,7 @@ async def patiently(cluster: ClusterClient, *, whole: bool = False) -> ClusterSt
     while True:
         try:
             return await (cluster.status() if whole else cluster.page())
-        except Unavailable as error:
+        except (Stuck, Unavailable) as error:
             print(f"waits: {error}", flush=True)
 
 
