@@ -467,7 +467,7 @@ async def simulate(
                 await patiently(cluster)
             if first % 1000 == 0:
                 print(f"{first} jobs after {time.monotonic() - began:.0f} s", flush=True)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while (page := await patiently(cluster)).leases_total < nodes_count * 0.9:
             assert time.monotonic() < deadline, f"{page.leases_total} leases, {following}"
             await asyncio.sleep(2)

@@ -238,6 +238,8 @@ class Cluster:
             self._changed = True
         revoked, self._revoked = [*self._revoked, *asked_back], []
         most = MOST_ANSWERED if self._is_batched else len(self._turned_away)
+        if self._is_batched and (granted or revoked):
+            most = 0  # those that get nodes or lose them come first
         turned_away, self._turned_away = self._turned_away[:most], self._turned_away[most:]
         if not self._is_beside:
             for lease, message in revoked:
