@@ -143,7 +143,7 @@ async def kill_sequencers(lab: Lab, times: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "kills", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    "kills", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 async def test_kill_9_of_the_sequencer_loses_nothing(lab: Lab, kills: int) -> None:
     with lab.writing():
@@ -159,7 +159,7 @@ async def test_kill_9_of_the_sequencer_loses_nothing(lab: Lab, kills: int) -> No
 
 @pytest.mark.parametrize("db_url", ["postgres"], indirect=True)
 @pytest.mark.parametrize(
-    "restarts", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+    "restarts", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
 )
 async def test_immediate_restarts_of_postgresql_lose_nothing(
     lab: Lab, postgres: Postgres, restarts: int

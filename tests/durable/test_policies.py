@@ -56,7 +56,7 @@ def policy_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
 @pytest.mark.parametrize(
     ("environment", "changes", "nodes", "ranks"),
     [
-        pytest.param("CartPole-v1", {}, 1, 1, id="discrete"),
+        pytest.param("CartPole-v1", {}, 1, 1, id="discrete", marks=pytest.mark.slow),
         pytest.param("CartPole-v1", {}, 2, 1, id="two nodes"),
         pytest.param(
             "Pendulum-v1",
@@ -64,8 +64,11 @@ def policy_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
             1,
             1,
             id="continuous, scaled",
+            marks=pytest.mark.slow,
         ),
-        pytest.param("LunarLander-v3", {"target_kl": 0.01}, 1, 1, id="Box2D"),
+        pytest.param(
+            "LunarLander-v3", {"target_kl": 0.01}, 1, 1, id="Box2D", marks=pytest.mark.slow
+        ),
         pytest.param(
             {"name": "loomos/DeepSea-v0", "config": {"size": 12}},
             {
@@ -248,7 +251,7 @@ ANY_NUMBER = {"curriculum": {"success_threshold": 0.01, "window": 8}}
 @pytest.mark.parametrize(
     ("algorithm", "changes", "nodes"),
     [
-        pytest.param("grpo", {}, 1, id="grpo"),
+        pytest.param("grpo", {}, 1, id="grpo", marks=pytest.mark.slow),
         pytest.param(
             "grpo",
             {"loss_type": "dr_grpo", "scale_rewards": "none"},
@@ -281,7 +284,9 @@ ANY_NUMBER = {"curriculum": {"success_threshold": 0.01, "window": 8}}
             marks=pytest.mark.slow,
         ),
         pytest.param("dpo", {}, 1, id="dpo", marks=pytest.mark.slow),
-        pytest.param("dpo", {"tuning": {"method": "qlora"}}, 2, id="dpo with qlora"),
+        pytest.param(
+            "dpo", {"tuning": {"method": "qlora"}}, 2, id="dpo with qlora", marks=pytest.mark.slow
+        ),
     ],
 )
 async def test_a_killed_language_model_resumes_to_the_same_bits(

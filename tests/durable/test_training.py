@@ -26,11 +26,13 @@ def lora(method: str = "lora") -> dict[str, Any]:
     ("changes", "nodes", "ranks"),
     [
         pytest.param({}, 2, 1, id="ddp on 2 nodes"),
-        pytest.param({}, 1, 4, id="ddp with 4 ranks"),
+        pytest.param({}, 1, 4, id="ddp with 4 ranks", marks=pytest.mark.slow),
         pytest.param({"strategy": {"type": "fsdp2"}}, 2, 1, id="fsdp2"),
-        pytest.param({"tuning": lora()}, 2, 1, id="lora with dropout"),
+        pytest.param({"tuning": lora()}, 2, 1, id="lora with dropout", marks=pytest.mark.slow),
         pytest.param({"tuning": lora("qlora")}, 1, 2, id="qlora"),
-        pytest.param({"tuning": {"micro_batch_size": 2}}, 1, 2, id="accumulation"),
+        pytest.param(
+            {"tuning": {"micro_batch_size": 2}}, 1, 2, id="accumulation", marks=pytest.mark.slow
+        ),
         pytest.param({"tuning": {"precision": "bf16"}}, 1, 2, id="bf16"),
     ],
 )
@@ -50,7 +52,7 @@ async def test_the_same_ranks_on_other_nodes_give_the_same_bits(lab: MakeLab) ->
     assert moved.weights(done.outcome.checkpoint) == undisturbed.weights(whole.outcome.checkpoint)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 async def test_other_ranks_keep_data_order_and_loss(lab: MakeLab, strategy: str) -> None:
     steady, resized = lab(strategy={"type": strategy}), lab(strategy={"type": strategy})
     await steady.run(ranks=2)
