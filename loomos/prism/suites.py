@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -91,10 +92,10 @@ class Suite(_Line):
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Suite:
-        ids = [prompt.id for prompt in self.prompts]
-        for known in ids:
-            if ids.count(known) > 1:
-                raise ValueError(f"prompt id {known!r} is there twice")
+        counts = Counter(prompt.id for prompt in self.prompts)
+        twice = [repr(known) for known, count in counts.items() if count > 1]
+        if twice:
+            raise ValueError(f"prompt id {', '.join(twice[:10])} is there twice")
         return self
 
     @property
