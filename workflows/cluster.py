@@ -68,6 +68,11 @@ AUDITS_BESIDE = "audits-beside"
 
 TOLD_IN_BATCHES = "told-in-batches"
 """Patch since which a burst of requests is taken in at once and answered bit by bit."""
+MOST_EVENTS = 4000
+EVENTS_PER_NODE = 4
+"""A run with more events than these together hands over to a new one."""
+MOST_HISTORY_BYTES = 16 * 2**20
+"""Likewise with a history of this size."""
 MOST_ANSWERED = 200
 """Requests that are answered in one turn of the loop; the run may end between two turns."""
 
@@ -95,7 +100,7 @@ class Cluster:
         self._is_beside = workflow.patched(AUDITS_BESIDE)
         if self._is_beside:
             self._auditing = asyncio.create_task(self._audits())
-        while not workflow.info().is_continue_as_new_suggested():
+        while not self._is_long():
             self._changed = False
             self._hold_nodes()
             await self._decide()
@@ -104,7 +109,7 @@ class Cluster:
                 continue
             try:
                 await workflow.wait_condition(
-                    lambda: self._changed or workflow.info().is_continue_as_new_suggested(),
+                    lambda: self._changed or self._is_long(),
                     timeout=None if self._is_beside else self._old_timeout(),
                 )
             except TimeoutError:
@@ -120,6 +125,20 @@ class Cluster:
             "audit": self._audit,
         }
         workflow.continue_as_new(pack(self._allocation.to_state().model_copy(update=carried)))
+
+    def _is_long(self) -> bool:
+        """Whether this run should hand over to a new one.
+
+        The new one holds each node anew, which costs three events: what a run may be longer for
+        grows with the nodes, so that most of it is work.
+        """
+        info = workflow.info()
+        if not self._is_batched:
+            return info.is_continue_as_new_suggested()
+        most = MOST_EVENTS + EVENTS_PER_NODE * len(self._allocation.nodes)
+        return info.get_current_history_length() > most or (
+            info.get_current_history_size() > MOST_HISTORY_BYTES
+        )
 
     def _old_timeout(self) -> timedelta | None:
         """When runs that began before audits had their own task make the next one."""
