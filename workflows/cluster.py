@@ -48,6 +48,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.nexus.usage import Waiting
     from workflows import calls
     from workflows.causes import root_cause
+    from workflows.long_runs import MOST_EVENTS
 
 AUDIT_INTERVAL = timedelta(seconds=60)
 """Time between looks for holders that are gone."""
@@ -68,9 +69,8 @@ AUDITS_BESIDE = "audits-beside"
 
 TOLD_IN_BATCHES = "told-in-batches"
 """Patch since which a burst of requests is taken in at once and answered bit by bit."""
-MOST_EVENTS = 4000
 EVENTS_PER_NODE = 4
-"""A run with more events than these together hands over to a new one."""
+"""So many more events than other workflows a run may have for each node, until it hands over."""
 MOST_HISTORY_BYTES = 16 * 2**20
 """Likewise with a history of this size."""
 MOST_ANSWERED = 200
