@@ -70,6 +70,7 @@ class ContinualLearning:
                 fine_tuning_config=spec.update,
             ),
             data=Data(training_dataset=collected.dataset),
+            priority=spec.priority,
             resources=spec.resources,
             verify=spec.verify.model_copy(update={"baseline": collected.base}),
             rollout=spec.rollout or RolloutPlan(endpoint=spec.endpoint),

@@ -58,7 +58,7 @@ class ScheduleClient:
         schedule = Schedule(
             action=ScheduleActionStartWorkflow(
                 "ContinualLearning",
-                ContinualInput(name=name, owner=owner, spec=spec),
+                ContinualInput(name=name, owner=owner, project=job.metadata.project, spec=spec),
                 id=f"continual-run/{name}",
                 task_queue=CONTROL_QUEUE,
                 task_timeout=timedelta(seconds=5),

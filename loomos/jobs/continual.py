@@ -93,6 +93,8 @@ class ContinualSpec(Document):
     its weights are zero."""
     resources: Resources = Resources()
     """What an update needs."""
+    priority: Annotated[int, Field(ge=1, le=5)] = 3
+    """Of its trainings: 1 is served first, 5 last."""
     verify: Verification = Verification()
     """What Prism asks; it compares with the stable version."""
     rollout: RolloutPlan | None = None

@@ -26,7 +26,7 @@ def schedule(endpoint: str, data: Path, **spec: Any) -> ContinualJob:
         {
             "apiVersion": "loomos.ai/v1",
             "kind": "ContinualLearning",
-            "metadata": {"name": f"nightly-{endpoint}"},
+            "metadata": {"name": f"nightly-{endpoint}", "project": "night"},
             "spec": {
                 "cron": "0 3 1 1 *",
                 "endpoint": endpoint,
@@ -55,6 +55,7 @@ def schedule(endpoint: str, data: Path, **spec: Any) -> ContinualJob:
                     "lease": "5s",
                 },
                 "keep": 2,
+                "priority": 4,
                 **spec,
             },
         }
@@ -117,6 +118,8 @@ async def test_three_periods_make_three_updates_and_a_failing_one_changes_nothin
             assert route.stable.version == update.version
         assert not users.broken and not users.refused
         assert len(set(served)) == 4
+        trained = (await client.list_jobs(project="night")).jobs
+        assert [job.priority for job in trained] == [4, 4, 4]
         # Adapters over one base: what was promoted is served as such.
         detail = await client.models.get(served[-1])
         assert detail.lineage["base_version"] == served[-2]
