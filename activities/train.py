@@ -24,7 +24,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.attempt_reports import AttemptReports
 from activities.failures import application_error
 from activities.rank_host import HostedProcess, RankHost
-from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS, AttemptFailed, InvalidInput
+from loomos.errors import NON_RETRYABLE_TRAINING_ERRORS, AttemptFailed, InvalidInput, Unavailable
 from loomos.jobs.campaigns import Blended, BlendRequest
 from loomos.jobs.training import ModelVersion, PublishRequest, TrainAssignment, TrainOutcome
 from loomos.jobs.verification import ShardDone, ShardRequest
@@ -274,7 +274,9 @@ def _outcome(reports: AttemptReports, code: int) -> TrainOutcome:
     if reports.outcome is not None and not reports.failures:
         return reports.outcome
     fatal = [f for f in reports.failures if f["type"] in NON_RETRYABLE_TRAINING_ERRORS]
-    for failure in (*fatal, *reports.failures):
+    # Where one rank misses the store, others miss that rank.
+    away = [f for f in reports.failures if f["type"] == Unavailable.__name__]
+    for failure in (*fatal, *away, *reports.failures):
         raise application_error(
             failure["type"],
             f"rank {failure['rank']}: {failure['type']}: {failure['message']}",

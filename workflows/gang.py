@@ -17,6 +17,7 @@ from temporalio.exceptions import (
 )
 
 with workflow.unsafe.imports_passed_through():
+    from loomos.errors import Unavailable
     from loomos.jobs.cluster import Lease, LeaseRevoked
     from loomos.jobs.training import ModelVersion, TrainOutcome
 
@@ -197,7 +198,9 @@ def _judge(
         return GangFailed(reason=revoked.reason, step=step)
     real = [error for error in errors if not is_cancelled_exception(error)]
     if real and not (wish or revoked):
-        return GangFailed(reason=_reason(real[0]), step=step, kind=_kind(real[0]))
+        # Where one member misses the store, others miss that member.
+        first = min(real, key=lambda error: _kind(error) != Unavailable.__name__)
+        return GangFailed(reason=_reason(first), step=step, kind=_kind(first))
     outcome = next((result for result in results if isinstance(result, TrainOutcome)), None)
     if not wish and revoked is None and outcome is None:
         return GangFailed(reason=_reason(errors[0]) if errors else "the gang was cancelled")

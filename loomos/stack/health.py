@@ -18,9 +18,11 @@ import psutil
 
 from loomos.security.proof import PATH as PROOF_PATH
 from loomos.security.proof import is_proof, make_challenge
-from loomos.storage.layout import HEALTH_KEY
+from loomos.storage.layout import HEALTH_PLACES, health_key
 
 CHECK_TIMEOUT_S = 3.0
+PLACES_AT_ONCE = 4
+"""Folders of the store that one check looks at."""
 SILENT = "does not answer"
 _MOST_BYTES = 256 * 1024
 """More of an answer is not read."""
@@ -85,14 +87,27 @@ def proves_itself(endpoint: str, key: str) -> Check:
 
 
 def stores(url: str, bucket: str, access_key: str, secret_key: str) -> Check:
-    """An S3 server takes a small object, gives it back, and lists it."""
+    """An S3 server takes small objects, gives them back, and lists them.
+
+    Each goes to another folder, for a server may spread folders over several databases, of which
+    one alone can be broken after a full disk. A folder that failed is tried until it works.
+    """
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
 
     credentials = Credentials(access_key, secret_key)
+    place = 0
 
     async def check(client: httpx.AsyncClient) -> str:
+        nonlocal place
+        for _ in range(PLACES_AT_ONCE):
+            if problem := await check_at(health_key(place), client):
+                return problem
+            place = (place + 1) % HEALTH_PLACES
+        return ""
+
+    async def check_at(key: str, client: httpx.AsyncClient) -> str:
         async def call(method: str, path: str, data: bytes = b"") -> tuple[int, bytes]:
             digest = hashlib.sha256(data).hexdigest()
             target = f"{url}/{bucket}{path}"
@@ -102,13 +117,13 @@ def stores(url: str, bucket: str, access_key: str, secret_key: str) -> Check:
             return await _send(client, method, target, data, dict(request.headers.items()))
 
         word = secrets.token_hex(8).encode()
-        status, _ = await call("PUT", f"/{HEALTH_KEY}", word)
+        status, _ = await call("PUT", f"/{key}", word)
         if status != 200:
             return f"does not store: PUT answers {status}"
-        status, body = await call("GET", f"/{HEALTH_KEY}")
+        status, body = await call("GET", f"/{key}")
         if status != 200 or body != word:
             return f"does not give back what it stored: GET answers {status}"
-        folder, _, name = HEALTH_KEY.rpartition("/")
+        folder, _, name = key.rpartition("/")
         status, body = await call("GET", f"?list-type=2&prefix={folder}%2F")
         if status != 200 or name.encode() not in body:
             return f"does not list what it stored: LIST answers {status}"

@@ -29,7 +29,7 @@
     continual/<schedule>/data/<period>.jsonl                 what an update learnt from
     retention/since                                          when runs began to note what they read
     verdicts/<name>/<version>/<revision>.json                what Prism said of a version
-    health/supervisor                                        written to see whether the store works
+    health/<place>/supervisor                                written to see whether the store works
 
 Numbers are zero-padded, so that key order is number order.
 """
@@ -39,8 +39,13 @@ from __future__ import annotations
 import hashlib
 import re
 
-HEALTH_KEY = "health/supervisor"
-"""Written, read and listed by the supervisor of an embedded stack."""
+HEALTH_PLACES = 64
+"""Folders in which the supervisor of an embedded stack sees whether its store works."""
+
+
+def health_key(place: int) -> str:
+    """Object that the supervisor writes, reads and lists in one of `HEALTH_PLACES` folders."""
+    return f"health/{place:02d}/supervisor"
 
 
 def job_prefix(job_id: str) -> str:

@@ -208,6 +208,7 @@ class Reporter:
 
     def failed(self, error: BaseException) -> None:
         """Tell that this rank cannot go on."""
+        error = _own(error)
         message = _cut(str(error))
         self._send(FailedReport(rank=self._rank, type=type(error).__name__, message=message))
 
@@ -269,3 +270,13 @@ def _cut(text: str) -> str:
     """The text's beginning: whole characters, not more bytes than are kept of a message."""
     kept = text.encode(errors="replace")[:LONGEST_TEXT_BYTES]
     return kept.decode(errors="ignore")
+
+
+def _own(error: BaseException) -> BaseException:
+    """What torch's `CheckpointException` wraps: the first rank's own error."""
+    failures = getattr(error, "failures", None)
+    if not isinstance(failures, dict) or not failures:
+        return error
+    wrapped = failures[min(failures)]
+    cause = wrapped[0] if isinstance(wrapped, tuple) and wrapped else wrapped
+    return cause if isinstance(cause, BaseException) else error

@@ -49,6 +49,12 @@ def test_the_same_exception_at_the_same_step_is_known_again() -> None:
     assert first != signature("KeyError", "rank 0: ValueError: bad shape at 0x7f01", 7)
 
 
+def test_who_misses_the_store_is_told_of_before_those_who_miss_that_member() -> None:
+    peer = broken("RuntimeError", "[gloo] Connection closed by peer [127.0.0.1]:1234", 8)
+    end = _judge([peer, broken("Unavailable", "S3 cannot be reached", 8)], "", None)
+    assert isinstance(end, GangFailed) and end.kind == "Unavailable"
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

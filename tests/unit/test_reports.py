@@ -17,7 +17,7 @@ from activities.attempt_reports import AttemptReports
 from activities.failures import application_error
 from activities.rank_host import HostedProcess
 from activities.train import TrainActivities
-from loomos.errors import AttemptFailed, InvalidData
+from loomos.errors import AttemptFailed, InvalidData, Unavailable
 from loomos.jobs.cluster import NodeInfo
 from loomos.jobs.training import Progress, Reference, ResolvedInputs, TrainAssignment, TrainOutcome
 from loomos.manifest import TrainingSpec
@@ -87,6 +87,16 @@ def test_an_error_of_any_text_arrives_with_its_type(reports: AttemptReports, mes
     assert len(said.encode()) > min(len(message), LONGEST_TEXT_BYTES) - 4
     error = application_error("InvalidData", message, retryable=False)
     assert error.message.encode()  # a lone surrogate could not be sent
+
+
+def test_an_error_that_torch_wraps_is_told_as_itself(reports: AttemptReports) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    own = Unavailable("S3 cannot be reached")
+    Reporter(reports.pipe, 0).failed(CheckpointException("write", {1: (own, None)}))  # type: ignore[dict-item]
+    reports.finish()
+    [failure] = reports.failures
+    assert (failure["type"], failure["message"]) == ("Unavailable", "S3 cannot be reached")
 
 
 def test_a_line_that_is_no_report_is_noted_and_passed_over(reports: AttemptReports) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -215,3 +216,33 @@ def _ports() -> dict[str, int]:
 def test_state_of_before_is_still_read() -> None:
     old = {"supervisor_pid": 1, "nodes": 1, "ports": {}, "settings": {}, "members": []}
     assert StackState.model_validate(old).problem == ""
+
+
+async def test_a_store_of_which_one_database_is_broken_is_not_healthy_until_it_is_mended() -> None:
+    """Servers spread folders over databases by a hash; a full disk may break one for good."""
+    kept: dict[str, bytes] = {}
+    is_broken = True
+
+    def says(status: int, content: bytes = b"") -> httpx.Response:
+        return httpx.Response(status, stream=httpx.ByteStream(content))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        folder = request.url.path.rpartition("/")[0]
+        if request.method == "PUT":
+            if is_broken and hashlib.md5(folder.encode()).digest()[-1] % 8 == 4:
+                return says(500)
+            kept[request.url.path] = request.content
+            return says(200)
+        if "list-type" in request.url.params:
+            return says(200, " ".join(kept).encode())
+        return says(200, kept.get(request.url.path, b""))
+
+    check = health.stores("http://s3", "bucket", "key", "secret")
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        found = [await health.ask(check, client) for _ in range(20)]
+        assert "does not store: PUT answers 500" in found
+        since = found.index("does not store: PUT answers 500")
+        assert set(found[since:]) == {"does not store: PUT answers 500"}
+        is_broken = False
+        assert [await health.ask(check, client) for _ in range(20)] == [""] * 20
+    assert len(kept) == 64
