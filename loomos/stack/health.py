@@ -12,6 +12,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import quote
 
 import httpx
 import psutil
@@ -124,7 +125,7 @@ def stores(url: str, bucket: str, access_key: str, secret_key: str) -> Check:
         if status != 200 or body != word:
             return f"does not give back what it stored: GET answers {status}"
         folder, _, name = key.rpartition("/")
-        status, body = await call("GET", f"?list-type=2&prefix={folder}%2F")
+        status, body = await call("GET", f"?list-type=2&prefix={quote(folder + '/', safe='')}")
         if status != 200 or name.encode() not in body:
             return f"does not list what it stored: LIST answers {status}"
         return ""
