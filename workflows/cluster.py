@@ -73,6 +73,8 @@ EVENTS_PER_NODE = 4
 """So many more events than other workflows a run may have for each node, until it hands over."""
 MOST_HISTORY_BYTES = 16 * 2**20
 """Likewise with a history of this size."""
+MOST_UNTOLD = 1000
+"""Requests that were turned away and not told so yet; there may be more in a burst."""
 MOST_ANSWERED = 200
 """Requests that are answered in one turn of the loop; the run may end between two turns."""
 
@@ -116,7 +118,7 @@ class Cluster:
                 await self._audit_holders()
         await workflow.wait_condition(workflow.all_handlers_finished)
         if self._is_batched:
-            self._turned_away += self._allocation.turn_away(workflow.now())
+            self._turn_away()
         for task in () if self._is_beside else tuple(self._holds.values()):
             task.cancel()  # later runs leave it to the end of the run: there may be a thousand
         carried = {
@@ -251,7 +253,7 @@ class Cluster:
     async def _decide(self) -> None:
         """Send what nodes' ends and the scheduler ask back, then what is granted."""
         if self._is_batched:
-            self._turned_away += self._allocation.turn_away(workflow.now())
+            self._turn_away()
         granted, asked_back = self._allocation.decide(workflow.now())
         if self._allocation.has_more:
             self._changed = True
@@ -282,6 +284,11 @@ class Cluster:
         ]
         for first in range(0, len(telling), MOST_TOLD):
             await asyncio.gather(*(tell() for tell in telling[first : first + MOST_TOLD]))
+
+    def _turn_away(self) -> None:
+        """Shorten the queue. In a burst not all are told; who is not asks again by itself."""
+        told = [*self._turned_away, *self._allocation.turn_away(workflow.now())]
+        self._turned_away = told[:MOST_UNTOLD]
 
     async def _tell_holder(self, lease: Lease, signal: str, message: Message) -> None:
         """Signal a lease's holder; the lease of one that is gone ends."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 
 from temporalio import workflow
 
@@ -16,6 +17,9 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.cluster import Lease, LeaseRequest, LeaseRevoked, ReleaseRequest
     from loomos.jobs.names import CLUSTER_WORKFLOW_ID
 
+ASKS_AGAIN = "asks-again-in-time"
+"""Patch since which a request is sent again after a time that nobody has answered it for."""
+ASK_AGAIN = timedelta(hours=1)
 PRIORITY_FOLLOWS = "priority-reaches-lease"
 """Patch since which the cluster is told when the holder of a lease changes its priority."""
 
@@ -62,7 +66,8 @@ class Leasing:
         return self.lease
 
     async def _until_answered(self, until: Callable[[], bool]) -> None:
-        """Wait for a lease; while the queue is full, ask again when called or after a time."""
+        """Wait for a lease; ask again when called, and after a time lest a request be forgotten."""
+        longest = ASK_AGAIN if workflow.patched(ASKS_AGAIN) else None
         while self.lease is None and not until():
             seen = self._news
             try:
@@ -70,8 +75,8 @@ class Leasing:
                     lambda seen=seen: (  # type: ignore[misc]
                         self.lease is not None or until() or self._news > seen
                     ),
-                    timeout=self._deferred.retry_after if self._deferred else None,
-                    timeout_summary="asks again for admission",
+                    timeout=self._deferred.retry_after if self._deferred else longest,
+                    timeout_summary="asks again for nodes",
                 )
             except TimeoutError:
                 self._is_called = True
