@@ -74,7 +74,7 @@ async def training(stack: Stack, client: LoomOSClient, job_id: str, step: int) -
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        pytest.param(["rank", "control"], [], id="rank and control"),
+        pytest.param(["rank", "control"], [], id="rank and control", marks=pytest.mark.slow),
         pytest.param(["ledger"], ["node-1"], id="ledger, then a node", marks=pytest.mark.slow),
         pytest.param(["temporal"], ["everything"], id="all", marks=pytest.mark.slow),
     ],

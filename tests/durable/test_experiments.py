@@ -402,6 +402,7 @@ async def test_trainings_are_pruned_and_a_killed_one_goes_on_the_same(stack: Sta
             assert steps == list(range(2, steps[-1] + 1, 2)) and steps[-1] in (4, 8)
 
 
+@pytest.mark.slow
 async def test_a_population_of_trainings_hands_checkpoints_over(stack: Stack):
     document = trainings(
         population={"size": 3, "generations": 2, "resample": 0.0, "quantile": 0.34},

@@ -170,9 +170,9 @@ async def test_a_cancel_reaches_the_ranks_at_once(stack: Stack, client: LoomOSCl
 async def test_pause_gives_the_nodes_back_and_resume_goes_on(
     stack: Stack, client: LoomOSClient
 ) -> None:
-    undisturbed = await submit(client, tiny_job("plain", max_steps=200))
+    undisturbed = await submit(client, tiny_job("plain", max_steps=120))
     expected = await stack.until(client, undisturbed, JobState.COMPLETED)
-    job_id = await submit(client, tiny_job("paused", max_steps=200))
+    job_id = await submit(client, tiny_job("paused", max_steps=120))
     await until_step(stack, client, job_id, 20)
     await client.pause_job(job_id)
     paused = await stack.until(client, job_id, JobState.PAUSED)
@@ -193,7 +193,7 @@ async def test_pause_gives_the_nodes_back_and_resume_goes_on(
 async def test_a_job_moves_to_another_node_while_it_runs(
     stack: Stack, client: LoomOSClient
 ) -> None:
-    job_id = await submit(client, one_node("mover", steps=300))
+    job_id = await submit(client, one_node("mover", steps=120))
     await until_step(stack, client, job_id, 10)
     (here,) = (await client.get_job_status(job_id)).attempts[0].nodes
     there = {"node-1": "node-2", "node-2": "node-1"}[here]
