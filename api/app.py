@@ -92,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 experiments=ExperimentClient(client, store),
                 campaigns=CampaignClient(client, store),
                 traffic=Traffic(store),
+                remote_keys=chosen.serving.remotes,
                 store=store,
                 signing_key=read_key(chosen.auth.signing_key_file),
                 db=db,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -25,6 +25,7 @@ from loomos.loomdb import LoomDB
 from loomos.loomdb.policies import Policy
 from loomos.retention.usage import UsageCounter
 from loomos.security.tokens import Identity, Scope
+from loomos.serving.remote import RemoteKeys
 from loomos.storage import Store
 
 
@@ -68,6 +69,8 @@ class Gateway:
     """What names mean."""
     traffic: Traffic
     """Servers and route rows, as requests are passed on by."""
+    remote_keys: RemoteKeys = field(default_factory=dict)
+    """Keys that may be sent to servers elsewhere, by the name that documents give."""
     stack_key: str = ""
     """Secret of the embedded stack, by which this gateway proves itself; empty without one."""
 

@@ -202,6 +202,15 @@ class NodeSettings(_Section):
     """Folder for checkpoints on their way and cached data. Default: the system's temporary one."""
 
 
+class RemoteKey(_Section):
+    """A key for servers elsewhere, and where it may be sent."""
+
+    url: Annotated[str, Field(pattern=r"^https?://.+")]
+    """The key goes to this URL and to those below it only."""
+    file: Path | None = None
+    """File that holds the key. Default: the variable that has the entry's name."""
+
+
 class ServingSettings(_Section):
     """A process that serves models."""
 
@@ -225,6 +234,9 @@ class ServingSettings(_Section):
     """Torch threads. Default: torch's own."""
     drain_s: Annotated[float, Field(ge=0)] = 30.0
     """How long running requests may take when the process is asked to stop."""
+    remotes: dict[str, RemoteKey] = {}
+    """Keys for servers elsewhere, by the name that documents give as `remote.api_key_env`; the
+    gateway and the serving processes need it. Default: none, so that no key is ever sent."""
 
     @property
     def advertised(self) -> str:

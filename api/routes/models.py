@@ -14,6 +14,7 @@ from fastapi import APIRouter, Path, Request
 
 from api.bodies import Route
 from api.context import Gateway, Parts, Reader, Submitter
+from api.named_in_service import check_remote
 from api.problems import problem_responses
 from api.routes.serving import ask, describe_endpoint
 from loomos.client.delivery_models import (
@@ -224,6 +225,7 @@ async def deploy_model(
     model_id: ModelId, deployment: Deployment, parts: Parts, who: Submitter
 ) -> EndpointDetail:
     """Serve a version; an endpoint that is there goes over to it at once. See also rollouts."""
+    check_remote(deployment.remote, parts.remote_keys, "remote")
     manifest = await asyncio.to_thread(Registry(parts.store).manifest, model_id)
     spec = deployment.spec(f"{manifest.name}@{manifest.version}")
     await parts.delivery.deploy(deployment.endpoint, spec, who.subject)

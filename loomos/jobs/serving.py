@@ -40,7 +40,8 @@ class RemoteTarget(Document):
     model: Words
     """The name it knows the model by."""
     api_key_env: Words | None = None
-    """Variable of the serving process that holds the key to send; the key itself goes nowhere."""
+    """Name of a key in the operator's settings (`serving.remotes`), which say to which URLs it may
+    be sent. Default: none is sent."""
 
 
 class EndpointSpec(Document):

@@ -73,7 +73,12 @@ class ServingProcess:
         )
         self._records = RecordWriters(store, f"{chosen.id}-{self._incarnation}")
         self.service = Service(
-            RouteTable(store), host, self._records, chosen.id, max_batch=chosen.max_batch
+            RouteTable(store),
+            host,
+            self._records,
+            chosen.id,
+            max_batch=chosen.max_batch,
+            remote_keys=chosen.remotes,
         )
         key = settings.auth.signing_key_file
         if key is None:

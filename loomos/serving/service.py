@@ -22,7 +22,7 @@ from loomos.serving.api_errors import ApiError
 from loomos.serving.hosting import ModelHost
 from loomos.serving.noting import ARM_CODES, Answer, Choice, Generation, Notes
 from loomos.serving.outcomes import RecordWriters, hash_user, now
-from loomos.serving.remote import RemoteArm
+from loomos.serving.remote import RemoteArm, RemoteKeys
 from loomos.serving.routes import Arm, canary_share, has_lapsed, is_shadowed, pick
 from loomos.serving.rows import Piece, Row, Sampling
 from loomos.serving.table import RouteTable
@@ -37,6 +37,7 @@ class Service:
         records: where outcomes go.
         server_id: this server's name, as route rows have it.
         max_batch: requests that run at once, besides those that wait.
+        remote_keys: keys that may be sent to servers elsewhere.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Service:
         server_id: str,
         *,
         max_batch: int = 16,
+        remote_keys: RemoteKeys | None = None,
     ) -> None:
         self.table, self.host, self.server_id = table, host, server_id
         self._max_batch = max_batch
+        self._remote_keys = remote_keys or {}
         self.notes = Notes(records)
         self.is_draining = False
         self.running: dict[str, int] = {}
@@ -275,7 +278,7 @@ class Service:
     def remote(self, choice: Choice) -> RemoteArm:
         """The server elsewhere that is this arm."""
         assert choice.target.remote is not None
-        return RemoteArm(choice.target.remote, self._http)
+        return RemoteArm(choice.target.remote, self._http, self._remote_keys)
 
     # --- shadowing ---
 

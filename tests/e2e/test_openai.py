@@ -273,7 +273,7 @@ async def test_an_endpoint_may_stand_for_a_server_elsewhere(
     url = next(m.url for m in stack.state.members if m.name == "serve-1")
     spec = EndpointSpec(
         model=detail.route.stable.version,
-        remote=RemoteTarget(base_url=f"{url}/v1", model=chat, api_key_env="NO_SUCH_VARIABLE"),
+        remote=RemoteTarget(base_url=f"{url}/v1", model=chat),
     )
     await client.endpoints.configure("far", spec)
     await stack.eventually(lambda: client.endpoints.get("far"), lambda e: e.is_ready)
