@@ -91,8 +91,11 @@ class S3Store:
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `Store.put_if_absent`."""
+        tries = 0
 
         def attempt() -> bool:
+            nonlocal tries
+            tries += 1
             try:
                 self._client.put_object(
                     Bucket=self.bucket, Key=self.prefix + key, Body=data, IfNoneMatch="*"
@@ -103,8 +106,15 @@ class S3Store:
                 return False
             return True
 
-        # A lost answer makes the second try see the object of the first.
-        return self._patiently(key, attempt) or self.get(key) == data
+        if self._patiently(key, attempt):
+            return True
+        if self.get(key) != data:
+            return False
+        if tries > 1:
+            # The second try sees the object of the first, whose answer was lost. A server that
+            # failed half-way may have the object and not list it: written again, it is whole.
+            self.put(key, data)
+        return True
 
     def put_file(self, key: str, path: Path) -> None:
         """See `Store.put_file`."""

@@ -47,9 +47,11 @@ def open_generation(store: Store, job_id: str, claim: str, *, from_scratch: bool
         claim: unique for the attempt.
         from_scratch: let no older checkpoint count.
     """
+    known = 0
     while True:
         keys = [item.key for item in store.objects(checkpoints_prefix(job_id))]
         newest = max((g for g in map(parse_fence, keys) if g is not None), default=0)
+        newest = max(newest, known)
         committed = {parsed for parsed in map(parse_checkpoint_manifest, keys) if parsed}
         accepted: list[CheckpointRef] = []
         if newest:
@@ -63,3 +65,4 @@ def open_generation(store: Store, job_id: str, claim: str, *, from_scratch: bool
         fence = Fence(claim=claim, accepted=[] if from_scratch else accepted)
         if store.put_if_absent(fence_key(job_id, newest + 1), fence.model_dump_json().encode()):
             return AttemptPlan(generation=newest + 1, accepted=fence.accepted)
+        known = newest + 1  # it is there, even if a store that lost a folder does not list it
