@@ -24,7 +24,7 @@ from loomos.jobs.serving import (
 )
 from loomos.jobs.training import ModelVersion
 from loomos.loomdb import AuditContext, LoomDB, NewEvent
-from loomos.prism.detectors import find_detector
+from loomos.prism.detectors import find_serving_detector
 from loomos.provenance import attestation
 from loomos.provenance.dsse import read_key
 from loomos.registry import Registry, VersionManifest
@@ -219,7 +219,7 @@ class EndpointActivities:
 
 def _open(store: Store, request: OpenEndpoint) -> Route:
     for name in request.spec.detectors:
-        find_detector(name)
+        find_serving_detector(name)
     registry = Registry(store)
     manifest = registry.manifest(request.spec.model)
     registry.check_servable(manifest)

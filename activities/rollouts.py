@@ -26,7 +26,7 @@ from loomos.jobs.rollouts import (
     stage_key,
 )
 from loomos.jobs.serving import Route, Target
-from loomos.prism.detectors import find_detector
+from loomos.prism.detectors import find_serving_detector
 from loomos.prism.evidence import newest_verdict
 from loomos.registry import Registry
 from loomos.rollouts import rows
@@ -62,7 +62,7 @@ class RolloutActivities:
         Raises:
             NotFound: there is no such endpoint or version.
             Conflict: it is not verified, another canary is on trial, or it is stable already.
-            InvalidInput: a guardrail names a detector that the endpoint does not run.
+            InvalidInput: a guardrail names a detector that the endpoint does not, or may not, run.
             Unavailable: it cannot be loaded.
         """
         store = self._store
@@ -242,7 +242,7 @@ def _open(store: Store, request: OpenCanary) -> CanaryOpened:
     route = read_route(store, spec.endpoint)
     for guardrail in spec.guardrails:
         if guardrail.event == "detector":
-            find_detector(guardrail.name)
+            find_serving_detector(guardrail.name)
             if guardrail.name not in route.spec.detectors:
                 raise InvalidInput(
                     f"guardrails: {spec.endpoint} does not run the detector {guardrail.name!r}; "

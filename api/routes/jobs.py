@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 from api.bodies import Route
 from api.context import Admin, Gateway, Parts, Reader, Submitter
 from api.named_files import check_named_files
+from api.named_in_service import check_guardrails
 from api.problems import problem_responses
 from api.stream import RecentJobs, RecordSource, job_events, job_records, sse
 from loomos.client.models import (
@@ -69,6 +70,7 @@ async def submit_job(
     if priority is not None:
         spec = manifest.spec.model_copy(update={"priority": priority})
         manifest = manifest.model_copy(update={"spec": spec})
+    check_guardrails(manifest.spec.rollout, "spec.rollout")
     await check_named_files(manifest, parts)
     submitted = await parts.workflows.submit(manifest, who.subject, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{submitted.job_id}"

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Path, Request
 
 from api.bodies import Route
 from api.context import Gateway, Parts, Reader, Submitter
-from api.named_in_service import check_remote
+from api.named_in_service import check_detectors, check_remote
 from api.problems import problem_responses
 from api.routes.serving import ask, describe_endpoint
 from loomos.client.delivery_models import (
@@ -226,6 +226,7 @@ async def deploy_model(
 ) -> EndpointDetail:
     """Serve a version; an endpoint that is there goes over to it at once. See also rollouts."""
     check_remote(deployment.remote, parts.remote_keys, "remote")
+    check_detectors(deployment.detectors, "detectors")
     manifest = await asyncio.to_thread(Registry(parts.store).manifest, model_id)
     spec = deployment.spec(f"{manifest.name}@{manifest.version}")
     await parts.delivery.deploy(deployment.endpoint, spec, who.subject)

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from api.bodies import Route
 from api.context import Parts, Reader, Submitter
 from api.lists import members
-from api.named_in_service import check_remote
+from api.named_in_service import check_guardrails, check_remote
 from api.problems import problem_responses
 from api.routes.serving import EndpointName
 from loomos.client.delivery_models import RolloutList, RolloutVerb, Steering
@@ -24,6 +24,7 @@ router = APIRouter(route_class=Route, prefix="/api/v1/rollouts", tags=["rollouts
 async def start_rollout(rollout: CanaryRollout, parts: Parts, who: Submitter) -> RolloutStatus:
     """Put a version on trial at an endpoint."""
     check_remote(rollout.spec.remote, parts.remote_keys, "spec.remote")
+    check_guardrails(rollout.spec, "spec")
     await asyncio.to_thread(Registry(parts.store).manifest, rollout.spec.model)
     return await parts.delivery.start_rollout(rollout, who.subject)
 

@@ -10,6 +10,7 @@ from api.bodies import Route
 from api.context import Parts, Reader, Submitter
 from api.lists import members
 from api.named_files import check_named_files
+from api.named_in_service import check_guardrails
 from api.problems import problem_responses
 from loomos.client.delivery_models import ScheduleDetail, ScheduleList
 from loomos.jobs.continual import ContinualJob
@@ -22,6 +23,7 @@ ScheduleName = Annotated[str, Path(min_length=1, max_length=63, pattern=r"^[a-z0
 @router.post("", status_code=201, responses=problem_responses(409))
 async def create_schedule(job: ContinualJob, parts: Parts, who: Submitter) -> ScheduleDetail:
     """Let an endpoint's stable version be updated on a schedule."""
+    check_guardrails(job.spec.rollout, "spec.rollout")
     await check_named_files(job, parts)
     return await parts.schedules.create(job, who.subject)
 

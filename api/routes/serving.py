@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Request
 from api.bodies import Route
 from api.context import Gateway, Parts, Reader, Submitter
 from api.lists import members
-from api.named_in_service import check_remote
+from api.named_in_service import check_detectors, check_remote
 from api.problems import problem_responses
 from loomos.client.delivery_models import (
     EndpointDetail,
@@ -74,6 +74,7 @@ async def configure_endpoint(
 ) -> EndpointDetail:
     """Make an endpoint, or change it."""
     check_remote(spec.remote, parts.remote_keys, "remote")
+    check_detectors(spec.detectors, "detectors")
     await parts.delivery.deploy(name, spec, who.subject)
     return await describe_endpoint(parts, name)
 

@@ -10,11 +10,11 @@ import hashlib
 import json
 from typing import Any
 
-from loomos.errors import InvalidInput
+from loomos.errors import InvalidData, InvalidInput
 from loomos.jobs.verification import PlanRef, Shard
-from loomos.local_files import Reach
+from loomos.local_files import Reach, model_files
 from loomos.manifest import SuiteChoice, Verification
-from loomos.prism.detectors import card_of, fingerprint
+from loomos.prism.detectors import Classifier, Detector, card_of, find_detector, fingerprint
 from loomos.prism.planned import Plan, PlannedSuite
 from loomos.prism.suites import Suite, load_suite, parse_suite
 from loomos.registry import Registry
@@ -40,6 +40,7 @@ def make_plan(store: Store, model: str, spec: Verification, reach: Reach | None 
     Raises:
         NotFound: there is no such version.
         InvalidInput: a suite is missing or malformed.
+        InvalidData: a suite, or a classifier that one names, may not be named.
     """
     registry = Registry(store)
     candidate = registry.manifest(model)
@@ -89,6 +90,7 @@ def _pin(
     else:
         content = read_uploaded(store, choice.suite, "suites")
         suite = parse_suite(content.decode(errors="replace"), choice.suite[:19])
+    _check_folder(find_detector(suite.header.detector), reach)
     store.put_if_absent(blob_key(suite.sha256), suite.encode().encode())
     count = len(suite.prompts)
     return PlannedSuite(
@@ -103,6 +105,19 @@ def _pin(
         has_card=card_of(suite.header.detector) is not None,
         seconds_per_token=choice.seconds_per_token,
     )
+
+
+def _check_folder(detector: Detector, reach: Reach | None) -> None:
+    """Refuse a classifier in a folder that may not be named, or with links that lead out of it."""
+    if reach is None or not isinstance(detector, Classifier):
+        return
+    folder = reach.open(detector.folder, "detector")
+    for file in model_files(folder) if folder.is_dir() else ():
+        if not reach.allows(file.path):
+            raise InvalidData(
+                f"detector: {file.name} in {detector.folder} is a link out of the folders that "
+                "documents may name (data.roots); copy the file"
+            )
 
 
 def _coherence_control(store: Store, spec: Verification) -> PlannedSuite:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from loomos.jobs.serving import Route, Target
-from loomos.prism.detectors import find_detector
+from loomos.prism.detectors import find_serving_detector
 from loomos.prism.looping import is_looping
 from loomos.serving.api_errors import ApiError
 from loomos.serving.hosting import Hosted
@@ -16,6 +17,8 @@ from loomos.serving.outcomes import Outcome, RecordWriters, hash_user, now
 from loomos.serving.protocol import FeedbackRequest
 from loomos.serving.routes import Arm
 from loomos.serving.rows import Piece, Row
+
+log = logging.getLogger(__name__)
 
 ARM_CODES: dict[Arm, str] = {"stable": "s", "canary": "c"}
 
@@ -86,6 +89,16 @@ class Generation:
             row.cancel()
 
 
+def _is_hit(detector: str, texts: list[str]) -> bool:
+    """Whether a detector finds something; one that fails finds nothing, and spoils no answer."""
+    try:
+        found = find_serving_detector(detector)
+        return any(found.finds(text, {}) for text in texts)
+    except Exception as error:
+        log.warning("the detector %s looks at nothing: %s", detector, error)
+        return False
+
+
 class Notes:
     """Keeps how requests went.
 
@@ -141,11 +154,7 @@ class Notes:
                 tokens=tokens,
                 is_empty=is_answered and any(not text.strip() for text in texts),
                 is_looping=is_answered and any(is_looping(text) for text in texts),
-                hits=[
-                    name
-                    for name in detectors
-                    if any(find_detector(name).finds(text, {}) for text in texts)
-                ],
+                hits=[name for name in detectors if _is_hit(name, texts)],
             ),
         )
 

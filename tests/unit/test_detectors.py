@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,21 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from loomos.errors import InvalidInput, Unavailable
-from loomos.prism.detectors import find_all, find_detector, fingerprint
+from api.named_in_service import check_detectors, check_guardrails
+from loomos.errors import InvalidData, InvalidInput, InvalidManifest, Unavailable
+from loomos.jobs.serving import EndpointSpec, Route, Target
+from loomos.local_files import Reach
+from loomos.manifest import RolloutPlan, SuiteChoice, Verification
+from loomos.prism.detectors import (
+    detector_names,
+    find_all,
+    find_detector,
+    find_serving_detector,
+    fingerprint,
+)
+from loomos.prism.plan import _pin
+from loomos.serving.noting import Choice, Notes
+from loomos.storage._local import LocalStore
 from loomos.training.tokenizer import byte_tokenizer
 
 RUDE, KIND = "!!!!!!!!", "........"
@@ -114,3 +130,110 @@ def test_a_fingerprint_changes_with_what_is_asked_and_with_the_weights(classifie
     weights.write_bytes(content)
     with pytest.raises(InvalidInput, match=r"no config\.json"):
         fingerprint(f"classifier:{classifier}/nowhere")
+
+
+# --- where detectors may look -------------------------------------------------------------------
+
+
+def test_endpoints_take_detectors_that_are_quick_and_need_the_answer_only() -> None:
+    taken: list[str] = []
+    for name in detector_names():
+        try:
+            find_serving_detector(name).finds("an answer", {})
+            taken.append(name)
+        except InvalidInput as error:
+            assert "needs to know the right answer" in str(error)
+    assert taken == ["negative", "refusal", "toxicity", "unhelpful"]
+
+
+def test_a_submitted_endpoint_or_rollout_names_no_other_detectors() -> None:
+    check_detectors(["toxicity"], "detectors")
+    with pytest.raises(InvalidManifest) as refused:
+        check_detectors(["toxicity", "judge:http://h/v1|m|Rude?", "classifier:/f", "differs"], "d")
+    paths = [error.path for error in refused.value.errors]
+    assert paths == ["d.1", "d.2", "d.3"]
+    assert "is a model, which takes too long" in refused.value.errors[0].message
+    plan = RolloutPlan.model_validate(
+        {
+            "endpoint": "e",
+            "guardrails": [{"event": "error"}, {"event": "detector", "name": "marker"}],
+        }
+    )
+    with pytest.raises(InvalidManifest, match=r"spec\.guardrails\.1\.name: 'marker' needs"):
+        check_guardrails(plan, "spec")
+    check_guardrails(None, "spec")
+
+
+class _Records:
+    """Keeps outcomes in a list."""
+
+    def __init__(self) -> None:
+        self.hits: list[list[str]] = []
+
+    def outcome(self, endpoint: str, outcome: Any) -> None:
+        self.hits.append(outcome.hits)
+
+
+def test_a_detector_that_fails_spoils_no_answer(
+    judge: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that were written before such names were refused still have them."""
+    names = ["marker", "wrong-answer", "differs", f"judge:{judge}|m|Is it rude?", "refusal"]
+    target = Target(version="m@1")
+    route = Route(
+        endpoint="m",
+        generation=1,
+        spec=EndpointSpec(model="m", detectors=names),
+        stable=target,
+        issued_at=datetime.now(UTC),
+    )
+    choice = Choice(
+        route=route, arm="stable", target=target, hosted=None, user="u", request_id="s-1-x"
+    )
+    records: Any = _Records()
+    with caplog.at_level(logging.WARNING):
+        Notes(records).note_answer(choice, 200, ["I cannot help. say YES"], latency_s=0.1)
+    assert records.hits == [["refusal"]]
+    assert "the detector marker looks at nothing" in caplog.text
+
+
+# --- how long models may take, and which --------------------------------------------------------
+
+
+def test_models_that_take_too_long_are_given_up(
+    judge: str, classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loomos.prism.detectors.MODEL_S", 0.2)
+    began = time.monotonic()
+    with pytest.raises(InvalidInput, match=r"did not decide 1 answers within 0\.2 s"):
+        find_all(find_detector(f"classifier:{classifier}"), [("x", {})])
+    assert time.monotonic() - began < 20
+    with pytest.raises(InvalidInput, match=r"did not decide 100000 answers within 0\.2 s"):
+        find_all(find_detector(f"judge:{judge}|m|Is it rude?"), [("x", {})] * 100_000)
+
+
+def test_a_suites_classifier_lies_where_documents_may_name_files(
+    classifier: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    reach, store = Reach(roots=(root.resolve(),)), LocalStore(tmp_path / "store")
+
+    def pin(folder: Path) -> str:
+        header = {"suite": "mine", "detector": f"classifier:{folder}", "claim": 0.1}
+        lines = [header, {"id": "1", "prompt": "Question?"}]
+        path = root / "mine.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return _pin(store, SuiteChoice(suite=str(path)), Verification(), reach).detector_sha256
+
+    with pytest.raises(InvalidData, match=r"detector: .* outside the folders"):
+        pin(classifier)
+    inside = root / "classifier"
+    inside.mkdir()
+    for file in classifier.iterdir():
+        (inside / file.name).write_bytes(file.read_bytes())
+    assert len(pin(inside)) == 64
+    (inside / "config.json").unlink()
+    (inside / "config.json").symlink_to(classifier / "config.json")
+    with pytest.raises(InvalidData, match=r"detector: config\.json in .* is a link out"):
+        pin(inside)
