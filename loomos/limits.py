@@ -45,6 +45,9 @@ MOST_VALUES = 10_000
 """Values in one document, names included."""
 LONGEST_TEXT = 8192
 """Characters of one text in a document."""
+MOST_LABEL_BYTES = 4096
+"""Labels that nodes must have, names and values together: they go into the request for nodes, of
+which the cluster holds thousands."""
 MOST_SPEC_BYTES = 56 * 1024
 """A `spec` as JSON, with its defaults: it goes into the ledger, whose entries have at most 65,535
 bytes."""
@@ -86,6 +89,30 @@ class Within(BaseMetadata):
                 f"{self.why}"
             )
         return value
+
+
+@dataclass(frozen=True)
+class Written(BaseMetadata):
+    """Narrower bounds for what a person writes than for what is stored.
+
+    What is stored is JSON and keeps the bounds of the type itself, so that it can still be read
+    though it was written under wider ones.
+    """
+
+    narrower: Any
+    """The type as it may be written."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.json_or_python_schema(
+            json_schema=handler(source), python_schema=handler.generate_schema(self.narrower)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(schema["python_schema"])
 
 
 def _told(value: Any) -> str:
@@ -180,6 +207,28 @@ Reference = Annotated[str, Field(min_length=1, max_length=200), WRITABLE]
 """`NAME`, `NAME@VERSION` or `NAME@ALIAS` of a model."""
 Text = Annotated[str, Field(max_length=LONGEST_TEXT), WRITABLE]
 """A text, perhaps empty."""
+
+
+# --- labels of nodes ----------------------------------------------------------------------------
+
+
+def _light(labels: dict[str, str]) -> dict[str, str]:
+    size = sum(len(text.encode()) for item in labels.items() for text in item)
+    if size > MOST_LABEL_BYTES:
+        raise ValueError(
+            f"has {size:,} bytes, names and values together, and may have {MOST_LABEL_BYTES:,}; "
+            "ask for fewer labels, or give the nodes one that stands for several"
+        )
+    return labels
+
+
+_WrittenNodeLabels = Annotated[
+    dict[Words, Annotated[str, Field(max_length=63), WRITABLE]],
+    Field(max_length=64),
+    AfterValidator(_light),
+]
+NodeLabels = Annotated[dict[Words, Text], Field(max_length=64), Written(_WrittenNodeLabels)]
+"""Labels that a node must have. Values have as many characters as Kubernetes allows."""
 
 
 # --- free-form maps -----------------------------------------------------------------------------

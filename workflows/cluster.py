@@ -126,7 +126,8 @@ class Cluster:
             "turned_away": self._turned_away,
             "audit": self._audit,
         }
-        workflow.continue_as_new(pack(self._allocation.to_state().model_copy(update=carried)))
+        state = self._allocation.to_state().model_copy(update=carried)
+        workflow.continue_as_new(pack(state, workflow.now()))
 
     def _is_long(self) -> bool:
         """Whether this run should hand over to a new one.
@@ -159,7 +160,7 @@ class Cluster:
         """A job asks for nodes."""
         self._allocation.request(request, workflow.now())
         if not self._is_batched:
-            self._turned_away += self._allocation.turn_away(workflow.now())
+            self._turned_away += self._allocation.turn_away(workflow.now(), most_bytes=None)
         self._changed = True
 
     @workflow.signal

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from loomos.limits import Gibibytes, Positive, Size, Text, Word, Words
+from loomos.limits import Gibibytes, NodeLabels, Positive, Size, Word
 from loomos.manifest._document_model import Document
 
 
@@ -51,7 +51,7 @@ class Resources(Document):
     """Only nodes of this type, as their workers are configured."""
     region: Word | None = None
     """Only nodes of this region."""
-    node_labels: Annotated[dict[Words, Text], Field(max_length=64)] = {}
+    node_labels: NodeLabels = {}
     """Only nodes with these labels."""
     min_bandwidth_gbps: Positive | None = None
     """Only nodes with at least this bandwidth, in Gbit/s, by their configuration."""

@@ -21,6 +21,10 @@ from loomos.jobs.cluster import LeaseRequest, SchedulerConfig
 from loomos.nexus.ordering import is_starving
 from loomos.nexus.usage import Waiting
 
+MOST_QUEUE_BYTES = 2_000_000
+"""Of the requests in the queue: 2000 of 1000 bytes. What is heavier makes the queue shorter."""
+MOST_REQUEST_BYTES = 64 * 1024
+"""No request has more, whatever its job's document asked for."""
 MOST_DEFERRED = 9000
 """Requests outside the queue that are remembered."""
 CALL_AGAIN = timedelta(hours=1)
@@ -92,7 +96,10 @@ class Lobby:
     def call(
         self, queue: Sequence[Waiting], limit: int, now: datetime, most: int | None = None
     ) -> list[str]:
-        """Jobs that may ask again now, since the queue has room for them; at most `most`."""
+        """Jobs that may ask again now, since the queue has room for them; at most `most`.
+
+        With `most` given, the queue must have room for them however large their requests are.
+        """
         if not self.waiting or limit - len(queue) < max(1, limit // 20):
             return []
         coming = 0
@@ -105,7 +112,8 @@ class Lobby:
                 coming += 1
         room = limit - len(queue) - coming
         if most is not None:
-            room = min(room, most)
+            free_bytes = MOST_QUEUE_BYTES - sum(each.size_bytes for each in queue)
+            room = min(room, most, free_bytes // MOST_REQUEST_BYTES - coming)
         chosen: list[str] = []
         for job_id in self.order(queue) if room > 0 else ():
             if len(chosen) == room:
@@ -129,16 +137,28 @@ class Lobby:
 
 
 def farthest(
-    queue: Iterable[Waiting], count: int, config: SchedulerConfig, now: datetime
+    queue: Iterable[Waiting],
+    count: int,
+    config: SchedulerConfig,
+    now: datetime,
+    surplus_bytes: int = 0,
 ) -> list[Waiting]:
     """The requests that a full queue would miss least, the first of them first.
 
+    There are `count` of them or more, and together they have `surplus_bytes` or more.
+
     Each is the one that is farthest from its turn once those before it are gone: of the lowest
     class, of the project that has most in the queue, the youngest. One that starves stays as long
-    as others do not.
+    as others do not. What a project has is counted in bytes where there are too many of those.
     """
     waiting = list(queue)
-    held = Counter(each.request.project for each in waiting)
+    held: Counter[str] = Counter()
+
+    def weight(each: Waiting) -> int:
+        return each.size_bytes if surplus_bytes > 0 else 1
+
+    for each in waiting:
+        held[each.request.project] += weight(each)
 
     def ranked(each: Waiting) -> _Far:
         asked = each.request
@@ -155,14 +175,16 @@ def farthest(
     heap = [ranked(each) for each in waiting]
     heapq.heapify(heap)
     found: list[Waiting] = []
-    while heap and len(found) < count:
+    freed = 0
+    while heap and (len(found) < count or freed < surplus_bytes):
         top = ranked(heap[0].waiting)
         if top.rank < heap[0].rank:  # its project holds less of the queue by now
             heapq.heapreplace(heap, top)
             continue
         heapq.heappop(heap)
-        held[top.waiting.request.project] -= 1
+        held[top.waiting.request.project] -= weight(top.waiting)
         found.append(top.waiting)
+        freed += weight(top.waiting)
     return found
 
 

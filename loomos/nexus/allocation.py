@@ -24,7 +24,7 @@ from loomos.jobs.cluster import (
     SchedulerConfig,
 )
 from loomos.jobs.states import NodeState
-from loomos.nexus.admission import Lobby, farthest
+from loomos.nexus.admission import MOST_QUEUE_BYTES, Lobby, farthest
 from loomos.nexus.policies import find_policy
 from loomos.nexus.scheduling import DIGEST_LENGTH, Grant, Round
 from loomos.nexus.usage import Usage, Waiting
@@ -197,18 +197,27 @@ class Allocation:
         before = self.waiting.get(request.job_id)
         self.waiting[request.job_id] = Waiting(request, before.since if before else since)
 
-    def turn_away(self, now: datetime) -> list[LeaseDeferred]:
-        """Those that find no room in the queue, and wait for admission from now on."""
-        limit = self.config.queue_limit
-        surplus = len(self.waiting) - limit
-        if surplus <= 0:
+    def turn_away(
+        self, now: datetime, most: int | None = None, most_bytes: int | None = MOST_QUEUE_BYTES
+    ) -> list[LeaseDeferred]:
+        """Those that find no room in the queue, and wait for admission from now on.
+
+        Args:
+            now: the time.
+            most: requests that stay. Default: as many as the queue may have.
+            most_bytes: what those that stay may have together; None for no such limit.
+        """
+        surplus = len(self.waiting) - (self.config.queue_limit if most is None else most)
+        surplus_bytes = 0
+        if most_bytes is not None:
+            surplus_bytes = sum(each.size_bytes for each in self.waiting.values()) - most_bytes
+        if surplus <= 0 and surplus_bytes <= 0:
             return []
         self.version += 1
-        told = []
-        for last in farthest(self.waiting.values(), surplus, self.config, now):
+        leaving = farthest(self.waiting.values(), surplus, self.config, now, surplus_bytes)
+        for last in leaving:
             del self.waiting[last.request.job_id]
-            told.append(self.lobby.enter(last, limit, now))
-        return told
+        return [self.lobby.enter(last, len(self.waiting), now) for last in leaving]
 
     def call(self, now: datetime, most: int | None = None) -> list[str]:
         """Jobs that waited for admission and may ask again now; at most `most` of them."""

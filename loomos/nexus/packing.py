@@ -1,43 +1,74 @@
 """The cluster's state as one message that is never too large.
 
-A workflow that goes on in a new run hands its state over in one payload, and Temporal takes no
-payload over 2 MiB. The state is mostly names and repetition, so it is compressed; what is still too
-much is what can be learned again.
+What is too much even compressed is what can be learned again, and requests that their jobs make
+again by themselves.
 """
 
 from __future__ import annotations
 
-import base64
-import zlib
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 
-from loomos.jobs.cluster import ClusterState
+from loomos.jobs.admission import Deferred
+from loomos.jobs.cluster import ClusterState, Lease
+from loomos.jobs.packing import packed, unpacked
+from loomos.nexus.allocation import Allocation
+from loomos.nexus.usage import Waiting
 
-MOST_BYTES = 900_000
-"""Of a packed state."""
-LEVEL = 3
-"""Of compression: the workflow waits for it."""
 
-
-def pack(state: ClusterState) -> ClusterState:
+def pack(state: ClusterState, now: datetime) -> ClusterState:
     """The same state in few bytes."""
-    packed = _compressed(state)
-    if len(packed) > MOST_BYTES:  # what nodes had before is only a preference
-        state = state.model_copy(update={"history": {}, "best_step_s": {}})
-        packed = _compressed(state)
-    while len(packed) > MOST_BYTES and state.deferred:  # these ask again by themselves
-        half = state.deferred[: len(state.deferred) // 2]
-        state = state.model_copy(update={"deferred": half})
-        packed = _compressed(state)
-    return ClusterState(packed=packed)
+    return ClusterState(packed=packed(_versions(state, now)))
 
 
 def unpack(state: ClusterState) -> ClusterState:
     """What `pack` was given."""
-    if not state.packed:
-        return state
-    return ClusterState.model_validate_json(zlib.decompress(base64.b85decode(state.packed)))
+    return unpacked(ClusterState, state.packed) if state.packed else state
 
 
-def _compressed(state: ClusterState) -> str:
-    content = state.model_dump_json(exclude_defaults=True).encode()
-    return base64.b85encode(zlib.compress(content, LEVEL)).decode()
+def _versions(state: ClusterState, now: datetime) -> Iterator[ClusterState]:
+    """The state, and ever less of it."""
+    yield state
+    # What nodes had before is only a preference.
+    state = state.model_copy(update={"history": {}, "best_step_s": {}})
+    yield state
+    # Who has nodes is asked no more which ones it wanted; it says so again when it wants others.
+    leases = [_without_labels(lease) for lease in state.leases]
+    revoked = [(_without_labels(lease), message) for lease, message in state.revoked]
+    state = state.model_copy(update={"leases": leases, "revoked": revoked})
+    yield state
+    while state.queue or state.deferred:
+        if _queue_bytes(state) > _deferred_bytes(state.deferred):
+            state = _with_half_the_queue(state, now)
+        else:  # these ask again by themselves
+            half = state.deferred[: len(state.deferred) // 2]
+            state = state.model_copy(update={"deferred": half})
+        yield state
+
+
+def _with_half_the_queue(state: ClusterState, now: datetime) -> ClusterState:
+    """Half of the requests wait for admission instead."""
+    allocation = Allocation.from_state(state)
+    told = allocation.turn_away(now, most=len(state.queue) // 2)
+    kept = {
+        "revoked": state.revoked,
+        "turned_away": [*state.turned_away, *told],
+        "audit": state.audit,
+    }
+    return allocation.to_state().model_copy(update=kept)
+
+
+def _without_labels(lease: Lease) -> Lease:
+    if lease.request is None or not lease.request.resources.node_labels:
+        return lease
+    resources = lease.request.resources.model_copy(update={"node_labels": {}})
+    request = lease.request.model_copy(update={"resources": resources})
+    return lease.model_copy(update={"request": request})
+
+
+def _queue_bytes(state: ClusterState) -> int:
+    return sum(Waiting(request, since).size_bytes for request, since in state.queue)
+
+
+def _deferred_bytes(deferred: Sequence[Deferred]) -> int:
+    return sum(len(each.model_dump_json()) for each in deferred)

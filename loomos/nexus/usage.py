@@ -31,6 +31,11 @@ class Waiting:
         return (resources, tuple(request.node_ids), request.batch_size, request.is_recovery)
 
     @cached_property
+    def size_bytes(self) -> int:
+        """Of the request as JSON: what it adds to the cluster's state."""
+        return len(self.request.model_dump_json(exclude_defaults=True).encode())
+
+    @cached_property
     def counts(self) -> list[int]:
         """Sizes that the gang may have, ascending."""
         wanted, ranks = self.request.resources.node_range, self.request.resources.ranks

@@ -106,7 +106,7 @@ async def test_a_busy_cluster_audits_and_an_audit_that_fails_stops_no_grant(
         revoked = (lease_of(told.id, told.first_execution_run_id), LeaseRevoked(epoch=7, reason=""))
         handle = await temporal.start_workflow(
             "Cluster",
-            pack(ClusterState(revoked=[revoked])),
+            pack(ClusterState(revoked=[revoked]), datetime.now(UTC)),
             id=queue,
             task_queue=queue,
             start_signal="register_node",

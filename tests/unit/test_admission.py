@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from loomos.jobs.admission import LeaseChange, LeaseDeferred
 from loomos.jobs.cluster import Lease, LeaseRequest, ReleaseRequest, SchedulerConfig, StatusQuery
+from loomos.jobs.packing import MOST_BYTES
 from loomos.manifest import Resources
-from loomos.nexus.admission import MOST_DEFERRED, Lobby
+from loomos.nexus.admission import MOST_DEFERRED, MOST_QUEUE_BYTES, Lobby
 from loomos.nexus.allocation import Allocation
 from loomos.nexus.overview import Overview
-from loomos.nexus.packing import MOST_BYTES, pack, unpack
+from loomos.nexus.packing import pack, unpack
 from loomos.nexus.requests import why_not_on
 from loomos.nexus.usage import Waiting
 from tests.unit.test_allocation import START, cluster, node
@@ -180,7 +183,7 @@ def big() -> Allocation:
 def test_state_and_answers_of_a_thousand_nodes_and_ten_thousand_jobs_fit() -> None:
     allocation = big()
     assert (len(allocation.leases), len(allocation.queue)) == (1000, 1000)
-    packed = pack(allocation.to_state())
+    packed = pack(allocation.to_state(), START)
     assert len(packed.model_dump_json()) <= MOST_BYTES
     assert unpack(packed) == allocation.to_state()
     overview = Overview(allocation)
@@ -195,6 +198,57 @@ def test_state_and_answers_of_a_thousand_nodes_and_ten_thousand_jobs_fit() -> No
     assert [place.position for place in joined.queue] == list(range(1, 1001))
     assert [lease.epoch for lease in joined.leases] == sorted(allocation.leases)
     assert pages[0].deferred == MOST_DEFERRED
+
+
+def heavy(job: str, at_s: int = 0, **fields: Any) -> LeaseRequest:
+    """A request of 48 KB that no compression makes smaller, as older versions took them."""
+    noise = random.Random(job)
+    labels = {f"k{n}": noise.randbytes(4000).hex() for n in range(6)}
+    resources = Resources.model_validate_json(json.dumps({"nodes": 1, "node_labels": labels}))
+    return request(job, at_s, resources=resources, **fields)
+
+
+def test_requests_that_are_heavy_make_the_queue_shorter() -> None:
+    allocation = small_queue(1000)
+    light = [request(f"light-{n}", n, project="other") for n in range(100)]
+    for each in [*light, *(heavy(f"heavy-{n}", 1000 + n) for n in range(60))]:
+        allocation.request(each, START)
+    told = allocation.turn_away(START)
+    weight = sum(waiting.size_bytes for waiting in allocation.queue)
+    assert MOST_QUEUE_BYTES - 50_000 < weight <= MOST_QUEUE_BYTES
+    assert {each.job_id for each in light} <= set(queued(allocation))
+    assert [each.job_id for each in told] == [f"heavy-{n}" for n in range(59, 59 - len(told), -1)]
+    assert len(told) == 60 - (len(queued(allocation)) - 100)
+    # Whoever is called finds room, however heavy the request: nobody is called in vain.
+    assert allocation.call(START, 200) == []
+    for n in range(3):
+        gone = ReleaseRequest(job_id=f"heavy-{n}", run_id=f"run-heavy-{n}", epoch=0)
+        allocation.release(gone, START)
+    called = allocation.call(START, 200)
+    assert len(called) == 2
+    assert [ask(allocation, heavy(job), START) for job in called] == [[], []]
+
+
+def test_a_state_of_heavy_requests_and_leases_is_packed_and_loses_none() -> None:
+    allocation = cluster(*(node(f"n{n}") for n in range(50)))
+    for n in range(50):
+        allocation.request(request(f"j{n}", n), START)
+    allocation.decide(START)
+    for epoch, lease in allocation.leases.items():
+        asked_for = {"request": heavy(lease.job_id)}
+        allocation.leases[epoch] = lease.model_copy(update=asked_for)
+    for n in range(50, 110):
+        allocation.request(heavy(f"j{n}", n), START)
+    assert (len(allocation.leases), len(allocation.queue)) == (50, 60)
+    packed = pack(allocation.to_state(), START)
+    assert len(packed.model_dump_json()) <= MOST_BYTES
+    state = unpack(packed)
+    asked = {request.job_id for request, _ in state.queue}
+    remembered = {each.job_id for each in state.deferred}
+    assert [lease.job_id for lease in state.leases] == [f"j{n}" for n in range(50)]
+    assert len(asked) == 15 and not asked & remembered
+    assert asked | remembered == {f"j{n}" for n in range(50, 110)}
+    assert {each.job_id for each in state.turned_away} == remembered
 
 
 def test_a_place_is_asked_for_without_playing_a_round_each_time(monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -175,6 +176,16 @@ def configured(config: Any) -> dict[str, Any]:
         (job(resources={"memory": "9Ei"}), "spec.resources.memory", "no machine has more"),
         (job(resources={"max_latency_ms": float("inf")}), "spec.resources.max_latency_ms", "fini"),
         (job(resources={"gpu_type": "\ud800"}), "spec.resources.gpu_type", "half a character"),
+        (
+            job(resources={"node_labels": {"rack": "7" * 64}}),
+            "spec.resources.node_labels.rack",
+            "at most 63 characters",
+        ),
+        (
+            job(resources={"node_labels": {f"{n:02}" * 40: "7" for n in range(60)}}),
+            "spec.resources.node_labels",
+            "has 4,860 bytes, names and values together, and may have 4,096",
+        ),
         (configured(deep(200)), "spec.model.config.a.a.a.a.a.a.a.a", "deeper than 32 levels"),
         (configured({"a": [float("inf")]}), "spec.model.config.a.0", "finite"),
         (configured({"a": {"b": 2**60}}), "spec.model.config.a.b", "beyond 2^53"),
@@ -213,6 +224,11 @@ def test_a_file_says_the_same_of_infinity_depth_and_bombs() -> None:
     )
     with pytest.raises(InvalidManifest, match="more than 10,000 values"):
         JobManifest.from_text(bomb)
+
+
+def test_what_was_stored_under_wider_bounds_can_still_be_read() -> None:
+    stored = {"node_labels": {"rack": "7" * 8192, "row": "x" * 8192}}
+    assert Resources.model_validate_json(json.dumps(stored)).node_labels == stored["node_labels"]
 
 
 def test_what_is_plain_json_stays_as_it_is() -> None:
@@ -301,7 +317,7 @@ def play(config: SchedulerConfig, requests: list[LeaseRequest]) -> None:
             assert lease.ends_by is None or lease.ends_by.year <= 9999
         now += timedelta(days=400)
         decodes(allocation.to_state())
-        allocation = Allocation.from_state(unpack(decodes(pack(allocation.to_state()))))
+        allocation = Allocation.from_state(unpack(decodes(pack(allocation.to_state(), now))))
         for lease in list(allocation.leases.values())[:1]:
             allocation.release(
                 ReleaseRequest(
