@@ -19,7 +19,6 @@ PHASES = ("queued", "starting", "mid-step", "mid-checkpoint", "publishing")
 IN_EVERY_RUN = {
     ("rank", "mid-step"),
     ("temporal", "mid-step"),
-    ("everything", "mid-step"),
 }
 """Cells of `make test`; the others run in `make test-all`."""
 

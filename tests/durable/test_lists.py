@@ -80,6 +80,7 @@ async def test_a_key_is_refused_for_another_name_and_free_after_deletion(
     assert list(stack.store().objects(job_prefix(first.job_id))) == []
 
 
+@pytest.mark.slow
 async def test_a_deletion_that_was_interrupted_is_finished_by_the_next(
     stack: Stack, client: LoomOSClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ async def test_a_killed_policy_resumes_to_the_same_bits(
     await resumes_to_the_same_bits(undisturbed, disturbed, nodes, ranks)
 
 
+@pytest.mark.slow
 async def test_a_policy_is_learned_on_the_stack_though_its_node_is_killed(
     stack: Stack, client: LoomOSClient, tmp_path: Path
 ) -> None:
