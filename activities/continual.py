@@ -34,6 +34,9 @@ from loomos.storage import Store, open_store
 from loomos.storage.layout import continual_data_key, samples_prefix
 from loomos.storage.uploads import read_uploaded, touch_upload, upload_digest
 
+MOST_READ_BYTES = 64 * 1024 * 1024
+"""Captures that are held in memory at a time; an update learns about as much at most."""
+
 CONTROL = Service(name="control")
 
 
@@ -106,7 +109,8 @@ def _collect(
         return Collected(reason=reason)
     say("collecting")
     new, marks = _new_samples(store, request, state, reach)
-    if len(new) < spec.collect.min_samples:
+    is_enough = len(new) >= spec.collect.min_samples or _size(new) >= MOST_READ_BYTES
+    if not is_enough:
         return Collected(
             reason=f"{len(new)} new samples; {spec.collect.min_samples} are worth an update",
             samples=len(new),
@@ -146,7 +150,12 @@ def _new_samples(
 ) -> tuple[list[Sample], PendingMarks]:
     """At most `max_samples`, and marks that stand before whatever is left for the next period."""
     collect = request.spec.collect
-    found, marks = _captured(store, request, state) if collect.captures else ([], _marks(state))
+    found: list[Sample] = []
+    marks = PendingMarks(cursors=state.cursors, offsets=state.offsets, taken=state.taken)
+    is_more, enough = collect.captures, min(collect.min_samples, collect.max_samples)
+    while is_more and len(found) < enough and _size(found) < MOST_READ_BYTES:
+        more, marks, is_more = _captured(store, request, marks, collect.max_samples - len(found))
+        found += more
     offsets = dict(state.offsets)
     for file in collect.files:
         room = collect.max_samples - len(found)
@@ -156,42 +165,55 @@ def _new_samples(
     return found, marks.model_copy(update={"offsets": offsets})
 
 
-def _marks(state: ContinualState) -> PendingMarks:
-    return PendingMarks(cursors=state.cursors, offsets=state.offsets, taken=state.taken)
+def _size(samples: list[Sample]) -> int:
+    return len(encode(samples))
 
 
 def _captured(
-    store: Store, request: CollectRequest, state: ContinualState
-) -> tuple[list[Sample], PendingMarks]:
-    """What the endpoint captured since the marks, as much as one update may learn."""
+    store: Store, request: CollectRequest, marks: PendingMarks, most: int
+) -> tuple[list[Sample], PendingMarks, bool]:
+    """What the endpoint captured since the marks, as far as memory allows.
+
+    Args:
+        store: where it is.
+        request: what is wanted.
+        marks: where to go on.
+        most: samples to return at most.
+
+    Returns:
+        The samples, marks behind them, and whether there may be more to read.
+    """
     collect = request.spec.collect
     records: list[dict[str, Any]] = []
     ends: list[tuple[str, str, int]] = []
     prefix = samples_prefix(request.spec.endpoint)
     begun: set[str] = set()
+    size_bytes = 0
     began, unread = datetime.now(UTC), ""
-    for writer, chunk in chunks_after(store, prefix, state.cursors):
-        first = 0 if writer in begun else state.taken.get(writer, 0)
+    for writer, chunk in chunks_after(store, prefix, marks.cursors):
+        first = 0 if writer in begun else marks.taken.get(writer, 0)
         begun.add(writer)
         for number, record in enumerate(chunk.records[first:], start=first + 1):
             records.append(record)
             is_last = number == len(chunk.records)
             ends.append((writer, chunk.key if is_last else "", 0 if is_last else number))
-        if len(records) >= 10 * collect.max_samples:
+        size_bytes += chunk.size_bytes
+        if len(records) >= 10 * collect.max_samples or size_bytes >= MOST_READ_BYTES:
             unread = writer
             break
     samples = learnable_at(records, collect)
-    left = samples[collect.max_samples :]
-    cursors, taken = dict(state.cursors), dict(state.taken)
+    left = samples[most:]
+    cursors, taken = dict(marks.cursors), dict(marks.taken)
     for writer, key, count in ends[: left[0][0] if left else len(ends)]:
         cursors |= {writer: key} if key else {}
         taken[writer] = count
     if left:
         unread = ends[left[0][0]][0]
     cursors = left_behind(cursors, began, unread)
-    found = [sample for _, sample in samples[: collect.max_samples]]
+    found = [sample for _, sample in samples[:most]]
     taken = {writer: count for writer, count in taken.items() if count}
-    return found, PendingMarks(cursors=cursors, taken=taken)
+    behind = marks.model_copy(update={"cursors": cursors, "taken": taken})
+    return found, behind, bool(unread)
 
 
 def _read_lines(

@@ -13,7 +13,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 
 from api.bodies import Route
-from api.context import Gateway, Parts, Reader, Submitter
+from api.context import Parts, Reader, Submitter
 from api.named_in_service import check_detectors, check_remote
 from api.problems import problem_responses
 from api.routes.serving import ask, describe_endpoint
@@ -238,18 +238,5 @@ async def infer(
     model_id: ModelId, body: InferenceRequest, request: Request, parts: Parts, who: Reader
 ) -> InferenceAnswer:
     """Ask an endpoint, or the endpoint that serves a model."""
-    endpoint = await _endpoint_of(parts, model_id)
+    endpoint = await parts.traffic.endpoint_of(model_id)
     return await ask(parts, request, endpoint, body)
-
-
-async def _endpoint_of(parts: Gateway, name: str) -> str:
-    names = await parts.delivery.endpoint_names()
-    if name in names:
-        return name
-    for endpoint in names:
-        route = (await describe_endpoint(parts, endpoint)).route
-        served = route.stable.version if route else ""
-        if served and name in (served, served.partition("@")[0]):
-            return endpoint
-    known = ", ".join(names) or "none"
-    raise NotFound(f"no endpoint {name!r}, nor one that serves such a model; endpoints: {known}")

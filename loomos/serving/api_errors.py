@@ -1,8 +1,8 @@
 """What every face of OpenAI's protocol shares: how errors look, and how bodies are read.
 
 The gateway's `/v1` and a serving process stand on it; it needs no torch. A body is read by one
-strict decoder: bounded in size, depth and time, every number finite, every text valid Unicode. What
-is accepted here can be written down again, hashed, logged and passed on.
+strict decoder: bounded in size, depth, number of values and time, every number finite, every text
+valid Unicode. What is accepted here can be written down again, hashed, logged and passed on.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 
 LARGEST_BODY = 16 * 1024 * 1024
 """Most bytes of a request; a conversation of a million tokens takes some four million."""
+MOST_VALUES = 2**20
+"""Values in a request's body: a prompt of a million tokens has as many."""
+MOST_MEMBERS = 200_000
+"""Lists, objects and members of objects in a request's body, each of which takes memory many times
+its length; ten thousand turns have some 70,000."""
 BODY_S = 60.0
 """How long a client may take to send a body."""
 
@@ -153,14 +158,40 @@ def decode(body: bytes) -> Any:
     """JSON, strictly.
 
     Raises:
-        ApiError: it is no JSON, too deep, or has numbers or texts that nobody could write down.
+        ApiError: it is no JSON, too deep, has too many values, or numbers or texts that nobody
+            could write down.
     """
+    _check_count(body)
     try:
         content = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON that can be used: {error}") from None
     _check_finite(content)
     return content
+
+
+def _check_count(body: bytes) -> None:
+    """Refuse a body of which reading would take long, and memory many times its size.
+
+    The marks between values are counted, which takes milliseconds; those in texts count only where
+    they could not all be between values.
+    """
+    if _is_modest(body):
+        return
+    # Without escapes every other quote ends a text. Of an odd run of backslashes the last is left.
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    most_texts = MOST_VALUES + MOST_MEMBERS
+    if plain.count(b'"') > 2 * most_texts or not _is_modest(b"".join(plain.split(b'"')[::2])):
+        raise ApiError(
+            400,
+            f"the body has more than {MOST_VALUES:,} values, or {MOST_MEMBERS:,} lists, objects "
+            "and members of objects; send several requests",
+        )
+
+
+def _is_modest(marks: bytes) -> bool:
+    members = marks.count(b"[") + marks.count(b"{") + marks.count(b":")
+    return members <= MOST_MEMBERS and marks.count(b",") <= MOST_VALUES
 
 
 def _check_finite(content: Any) -> None:

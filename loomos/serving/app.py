@@ -35,6 +35,8 @@ DEFAULT_CHAT_TOKENS, DEFAULT_COMPLETION_TOKENS = 256, 16
 
 LONG_TEXT = 10_000
 """Characters above which a text is made into tokens in a thread: others are answered meanwhile."""
+TURN = 32
+"""Characters that a turn's role and marks stand for, whatever its text."""
 _LONG_TEXTS = ThreadPoolExecutor(1, "long-texts")
 """One thread of their own, so that long texts hold up each other only."""
 STALLED_S = 60.0
@@ -146,9 +148,10 @@ async def chat(body: Chat, request: Request, service: Serving) -> Response:
     tokenizer = choice.hosted.engine.tokenizer
     turns = [{"role": turn.role, "content": turn.text()} for turn in body.messages]
     length = sum(len(turn["content"]) for turn in turns)
-    _check_length(choice, length, "messages")
+    _check_length(choice, length + len(turns), "messages")  # no turn takes less than a token
+    work = length + TURN * len(turns)
     try:
-        prompt = await _made(service, choice, length, lambda: chat_prompt(tokenizer, turns))
+        prompt = await _made(service, choice, work, lambda: chat_prompt(tokenizer, turns))
     except (TemplateError, TypeError, ValueError) as error:
         raise ApiError(
             400, f"messages: the model's chat template refuses them: {error}", param="messages"
@@ -286,9 +289,7 @@ async def _disconnected(request: Request) -> None:
 
 def _note_sample(service: Service, generation: Generation, body: BodyT) -> None:
     texts = [answer.text for answer in generation.answers]
-    service.notes.note_sample(
-        generation.choice, body.model_dump(mode="json", exclude_unset=True), texts
-    )
+    service.notes.note_sample(generation.choice, body, texts)
 
 
 def _head(choice: Choice, body: BodyT, *, chunk: bool) -> dict[str, Any]:
@@ -387,7 +388,7 @@ async def _pass_on(
             latency_s=time.monotonic() - began,
             tokens=int(usage.get("completion_tokens") or 0),
         )
-        service.notes.note_sample(choice, content, texts)
+        service.notes.note_sample(choice, body, texts)
         answer |= {"id": f"cmpl-{choice.request_id}", "model": body.model}
         return JSONResponse(answer)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from loomos.jobs.serving import Route, Target
 from loomos.prism.detectors import find_serving_detector
@@ -14,11 +14,15 @@ from loomos.prism.looping import is_looping
 from loomos.serving.api_errors import ApiError
 from loomos.serving.hosting import Hosted
 from loomos.serving.outcomes import Outcome, RecordWriters, hash_user, now
-from loomos.serving.protocol import FeedbackRequest
+from loomos.serving.protocol import ChatRequest, CompletionRequest, FeedbackRequest
 from loomos.serving.routes import Arm
 from loomos.serving.rows import Piece, Row
 
 log = logging.getLogger(__name__)
+
+MOST_SAMPLE_BYTES = 256 * 1024
+"""Size of a request with its answers above which it is not kept to learn from: it would not fit
+into the context that training has."""
 
 ARM_CODES: dict[Arm, str] = {"stable": "s", "canary": "c"}
 
@@ -158,19 +162,21 @@ class Notes:
             ),
         )
 
-    def note_sample(self, choice: Choice, request: dict[str, Any], texts: list[str]) -> None:
-        """Keep request and answer, where the endpoint captures."""
-        if choice.route.spec.capture and not choice.is_shadow:
-            self._records.sample(
-                choice.route.endpoint,
-                {
-                    "id": choice.request_id,
-                    "at": now().isoformat(),
-                    "version": choice.target.version,
-                    "request": request,
-                    "answers": texts,
-                },
-            )
+    def note_sample(
+        self, choice: Choice, request: ChatRequest | CompletionRequest, texts: list[str]
+    ) -> None:
+        """Keep request and answer, where the endpoint captures and they are not too large."""
+        if not choice.route.spec.capture or choice.is_shadow:
+            return
+        sample = {
+            "id": choice.request_id,
+            "at": now().isoformat(),
+            "version": choice.target.version,
+            "request": request.declared(),
+            "answers": texts,
+        }
+        if len(json.dumps(sample)) <= MOST_SAMPLE_BYTES:
+            self._records.sample(choice.route.endpoint, sample)
 
     def feedback(self, body: FeedbackRequest, routes: list[Route]) -> None:
         """Keep what a person thought of an answer; its id says which arm gave it.
@@ -180,8 +186,14 @@ class Notes:
             routes: rows of the endpoints that this server answers for.
 
         Raises:
-            ApiError: the id is none of ours.
+            ApiError: the id is none of ours, or the correction is too large.
         """
+        if len(json.dumps(body.correction)) > MOST_SAMPLE_BYTES:
+            raise ApiError(
+                400,
+                f"correction: has more than {MOST_SAMPLE_BYTES:,} bytes as JSON; shorten it",
+                param="correction",
+            )
         code, _, rest = body.id.removeprefix("chatcmpl-").removeprefix("cmpl-").partition("-")
         version = rest.partition("-")[0]
         arms = {short: arm for arm, short in ARM_CODES.items()}

@@ -83,6 +83,12 @@ class Message(BaseModel):
                 )
         return "".join(part.text or "" for part in self.content)
 
+    def declared(self) -> str | list[dict[str, Any]]:
+        """Its content, of parts their kind and text only."""
+        if isinstance(self.content, str):
+            return self.content
+        return [{"type": part.type, "text": part.text} for part in self.content]
+
 
 class _StreamOptions(BaseModel):
     include_usage: bool = False
@@ -137,6 +143,11 @@ class _Request(BaseModel):
     def _tokens(self) -> int | None:
         return self.max_tokens
 
+    def declared(self) -> dict[str, Any]:
+        """What was sent, without the fields that this protocol does not know."""
+        known = set(type(self).model_fields)
+        return self.model_dump(mode="json", exclude_unset=True, include=known)
+
     def refuse_unsupported(self) -> None:
         """Raise `ApiError` for a parameter that would change the answer and is not known here."""
         for name in UNSUPPORTED:
@@ -165,6 +176,11 @@ class ChatRequest(_Request):
 
     def _tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    def declared(self) -> dict[str, Any]:
+        """As for every request; parts of turns have their kind and text only."""
+        turns = [{"role": turn.role, "content": turn.declared()} for turn in self.messages]
+        return {**super().declared(), "messages": turns}
 
 
 def _say_what_a_prompt_is(value: Any, read: ValidatorFunctionWrapHandler) -> Any:

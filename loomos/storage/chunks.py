@@ -61,10 +61,13 @@ class Chunk(NamedTuple):
     """Its key; a cursor for what comes after."""
     records: list[Record]
     """Its records."""
+    size_bytes: int
+    """How long it is in the store."""
 
 
 def read_chunks(store: Store, prefix: str, after: str = "") -> Iterator[Chunk]:
     """Chunks whose key sorts after `after`, oldest attempt first."""
     for item in store.objects(prefix, after):
-        lines = store.get(item.key).decode().splitlines()
-        yield Chunk(item.key, [json.loads(line) for line in lines])
+        content = store.get(item.key)
+        records = [json.loads(line) for line in content.decode().splitlines()]
+        yield Chunk(item.key, records, len(content))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,13 @@ from loomos.jobs.continual import (
     PendingMarks,
     UpdateRecord,
 )
+from loomos.jobs.serving import EndpointSpec, Route, Target
 from loomos.local_files import Reach
 from loomos.manifest import read_document
+from loomos.serving.api_errors import ApiError
+from loomos.serving.noting import MOST_SAMPLE_BYTES, Choice, Notes
 from loomos.serving.outcomes import RecordWriters
+from loomos.serving.protocol import ChatRequest, CompletionRequest, FeedbackRequest
 from loomos.storage._local import LocalStore
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -135,6 +140,57 @@ def collect(
     return [s["messages"][0]["content"] if "messages" in s else s["text"] for s in found], marks
 
 
+def conclude(store: LocalStore, update: str, marks: PendingMarks) -> None:
+    """End a period whose samples were learnt."""
+    pending = {"pending": {update: marks}}
+    change_state(store, "n", lambda state: state.model_copy(update=pending))
+    change_state(store, "n", lambda state: concluded(state, record(update), learnt=True))
+
+
+def periods(store: LocalStore, count: int, **fields: object) -> list[list[str]]:
+    """What so many periods learn, one after the other."""
+    learnt: list[list[str]] = []
+    for period in range(count):
+        found, marks = collect(store, "n", Reach(), **fields)
+        learnt.append([question.split()[1] for question in found])
+        conclude(store, f"u{period}", marks)
+    return learnt
+
+
+def test_what_memory_does_not_hold_at_a_time_is_left_for_the_next_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.continual.MOST_READ_BYTES", 5000)
+    store = LocalStore(tmp_path)
+    writers = RecordWriters(store, "server")
+    for name in "abcdefgh":
+        writers.sample("e", captured(name, "x" * 2000))
+        writers.flush()
+    assert periods(store, 4, max_samples=100, min_samples=1) == [
+        ["a", "b", "c"],
+        ["d", "e", "f"],
+        ["g", "h"],
+        [],
+    ]
+
+
+def test_much_that_nothing_is_learnt_from_does_not_hide_what_comes_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.continual.MOST_READ_BYTES", 5000)
+    store = LocalStore(tmp_path)
+    writers = RecordWriters(store, "server")
+    for name in "abcdefgh":
+        writers.sample("e", captured(name, "x" * 2000))
+        if name in "gh":
+            writers.sample("e", {"id": name, "score": 1})
+        writers.flush()
+    fields = {"unrated": False, "max_samples": 2, "min_samples": 2}
+    assert periods(store, 2, **fields) == [["g", "h"], []]
+    # More than there may ever be is not waited for without end.
+    assert periods(LocalStore(tmp_path), 1, max_samples=1, min_samples=9) == [[]]
+
+
 def test_samples_beyond_the_most_of_an_update_are_left_for_the_next(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     writers = RecordWriters(store, "server")
@@ -148,13 +204,70 @@ def test_samples_beyond_the_most_of_an_update_are_left_for_the_next(tmp_path: Pa
     for period in range(4):
         found, marks = collect(store, "n", Reach(roots=(tmp_path.resolve(),)), files=[str(lines)])
         learnt.append(found)
-        pending = {"pending": {f"u{period}": marks}}
-        change_state(store, "n", lambda s, pending=pending: s.model_copy(update=pending))
-        done = record(f"u{period}")
-        change_state(store, "n", lambda s, done=done: concluded(s, done, learnt=True))
+        conclude(store, f"u{period}", marks)
     assert learnt == [
         ["question a", "question b", "question c"],
         ["question d", "question e", "question f"],
         ["line 0", "line 1", "line 2"],
         [],
     ]
+
+
+# --- what is kept of requests -------------------------------------------------------------------
+
+
+class Kept:
+    """Samples and outcomes, in lists."""
+
+    def __init__(self) -> None:
+        self.samples: list[dict[str, Any]] = []
+        self.outcomes: list[object] = []
+
+    def sample(self, endpoint: str, sample: dict[str, Any]) -> None:
+        self.samples.append(sample)
+
+    def outcome(self, endpoint: str, outcome: object) -> None:
+        self.outcomes.append(outcome)
+
+
+TARGET = Target(version="m@0123")
+ROUTE = Route(
+    endpoint="m",
+    generation=1,
+    spec=EndpointSpec(model="m", capture=True),
+    stable=TARGET,
+    issued_at=NOW,
+)
+
+
+def test_a_capture_has_the_protocols_fields_and_is_not_large() -> None:
+    kept: Any = Kept()
+    notes = Notes(kept)
+    choice = Choice(
+        route=ROUTE, arm="stable", target=TARGET, hosted=None, user="u", request_id="s-0123-1"
+    )
+    part = {"type": "text", "text": "hi", "padding": "x" * 1000}
+    chat = {"model": "m", "messages": [{"role": "user", "content": [part]}], "padding": "x" * 1000}
+    notes.note_sample(choice, ChatRequest.model_validate(chat), ["hello"])
+    large = {"model": "m", "prompt": "x" * MOST_SAMPLE_BYTES}
+    notes.note_sample(choice, CompletionRequest.model_validate(large), ["y"])
+    small = {"model": "m", "prompt": "x", "metadata": {"a": [0] * 1000}, "temperature": 0.5}
+    notes.note_sample(choice, CompletionRequest.model_validate(small), ["y"])
+    assert [sample["request"] for sample in kept.samples] == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+        },
+        {"model": "m", "prompt": "x", "temperature": 0.5},
+    ]
+
+
+def test_a_correction_that_is_too_large_to_keep_is_refused() -> None:
+    kept: Any = Kept()
+    body = {"id": "s-0123-1", "score": "down", "correction": "\U0001f9f5" * 99_999}
+    with pytest.raises(ApiError, match=r"correction: has more than 262,144 bytes"):
+        Notes(kept).feedback(FeedbackRequest.model_validate(body), [ROUTE])
+    assert not kept.samples and not kept.outcomes
+    body["correction"] = "better"
+    Notes(kept).feedback(FeedbackRequest.model_validate(body), [ROUTE])
+    assert kept.samples[0]["correction"] == "better" and len(kept.outcomes) == 1

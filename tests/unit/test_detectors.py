@@ -22,6 +22,7 @@ from loomos.jobs.serving import EndpointSpec, Route, Target
 from loomos.local_files import Reach
 from loomos.manifest import RolloutPlan, SuiteChoice, Verification
 from loomos.prism.detectors import (
+    Context,
     detector_names,
     find_all,
     find_detector,
@@ -106,7 +107,7 @@ def judge() -> Iterator[str]:
 
 def test_a_judge_says_yes_or_no_or_cannot_tell(judge: str) -> None:
     detector = find_detector(f"judge:{judge}|m|Is it rude?")
-    items = [(f"say {word}", {}) for word in ("YES", "NO", "MAYBE")]
+    items: list[tuple[str, Context]] = [(f"say {word}", {}) for word in ("YES", "NO", "MAYBE")]
     assert find_all(detector, items) == [True, False, None]
     with pytest.raises(Unavailable, match="neither YES nor NO"):
         detector.finds("say MAYBE", {})

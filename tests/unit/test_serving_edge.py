@@ -169,6 +169,14 @@ async def test_a_text_that_cannot_fit_is_refused_before_it_is_read(http: httpx.A
         assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
+async def test_turns_without_text_count_too(http: httpx.AsyncClient) -> None:
+    turns = [{"role": "user", "content": ""}] * 9_000
+    answer = await http.post("/chat/completions", json={**body(), "messages": turns})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert "9000 characters" in answer.text
+
+
 async def test_every_refusal_has_openais_body(http: httpx.AsyncClient) -> None:
     none: dict[str, str] = {"Authorization": ""}
     wanted: list[tuple[int, str | None, Any]] = [
