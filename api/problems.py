@@ -96,7 +96,7 @@ def _body_model(request: Request) -> type[BaseModel]:
 def _invalid(error: RequestValidationError, model: type[BaseModel]) -> InvalidInput:
     """FastAPI's findings in our words, with did-you-means."""
     items = [{**item, "loc": tuple(item["loc"])[1:] or ("$",)} for item in error.errors()]
-    fields = field_errors(items, model)
+    fields = field_errors(items, model, error.body)
     if any(item["loc"][0] == "body" for item in error.errors()):
         return InvalidManifest(fields, "request")
     return _Unprocessable("request: " + "; ".join(map(str, fields)), fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -20,6 +20,8 @@ from loomos.manifest._spec import TrainingJob
 MAX_DOCUMENT_BYTES = 1024 * 1024
 LONGEST_PATH = 200
 """Characters of a field's path in an error."""
+MOST_ERRORS = 100
+"""Errors that one answer tells: nobody mends more at once, and documents may have one per value."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -111,7 +113,7 @@ def plain(document: Mapping[str, Any], source: str = "manifest") -> dict[str, An
     try:
         found: dict[str, Any] = plain_json(dict(document))
     except ValidationError as error:
-        raise InvalidManifest(field_errors(error.errors(), BaseModel), source) from None
+        raise InvalidManifest(field_errors(error.errors(), BaseModel, document), source) from None
     return found
 
 
@@ -134,7 +136,7 @@ def validate_as(model: type[ModelT], document: dict[str, Any], source: str = "ma
         return model.model_validate(document)
     except ValidationError as error:
         raise InvalidManifest(
-            field_errors(error.errors(include_url=False), model), source
+            field_errors(error.errors(include_url=False), model, document), source
         ) from None
 
 
@@ -154,28 +156,57 @@ def read_document(path: Path, model: type[ModelT]) -> ModelT:
     return validate_as(model, read_mapping(text, str(path)), str(path))
 
 
-def field_errors(items: Iterable[Any], model: type[BaseModel]) -> list[FieldError]:
+def field_errors(
+    items: Sequence[Any], model: type[BaseModel], document: Any = None
+) -> list[FieldError]:
     """Turn pydantic's errors into ours: a dotted path, a message for people, a did-you-mean.
 
     Each rule that a document breaks is an error of its own. All else that is said of one path is
-    what the members of a union say, and becomes one error.
+    what the members of a union say, and becomes one error. Beyond `MOST_ERRORS` the last says how
+    many more there are.
+
+    Args:
+        items: as pydantic tells them.
+        model: what the document should be.
+        document: what it is, by which its keys are told from pydantic's names of union members.
     """
-    found: dict[str, list[str]] = {}
-    for item in items:
-        location = [part for part in item["loc"] if not _is_union_tag(part)]
-        path = ".".join(str(part) for part in location) or "$"
-        messages = _messages(item, model)
-        if path not in found:
-            found[path] = messages
-            continue
-        before, besides = "; ".join(found[path]), "; ".join(messages)
-        if besides not in before:
-            found[path] = [f"{before}; or {besides}"]
-    return [
+    found: dict[str, dict[str, list[str]]] = {}
+    for item in items[:MOST_ERRORS]:
+        location = _location(item["loc"], document)
+        path = ".".join(str(part)[:LONGEST_PATH] for part in location) or "$"
+        messages = _messages(item, location, model)
+        found.setdefault(path, {}).setdefault("; ".join(messages), messages)
+    errors = [
         FieldError(path=shown(path, LONGEST_PATH), message=printable(message))
-        for path, messages in found.items()
-        for message in messages
+        for path, said in found.items()
+        for message in (next(iter(said.values())) if len(said) == 1 else ["; or ".join(said)])
     ]
+    left = max(0, len(items) - MOST_ERRORS) + max(0, len(errors) - MOST_ERRORS)
+    if not left:
+        return errors
+    message = f"and {left:,} more errors, which are not told; mend these first"
+    return [*errors[:MOST_ERRORS], FieldError(path="$", message=message)]
+
+
+def _location(loc: Sequence[int | str], document: Any) -> list[int | str]:
+    """Where an error is, without what pydantic calls the members of unions on the way."""
+    found: list[int | str] = []
+    here = document
+    for part in loc:
+        if _leads_on(here, part):
+            here = here[part]
+        elif _is_union_tag(part):
+            continue
+        else:
+            here = None
+        found.append(part)
+    return found
+
+
+def _leads_on(value: Any, part: int | str) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, Mapping) and part in value
 
 
 def _is_union_tag(part: int | str) -> bool:
@@ -185,17 +216,16 @@ def _is_union_tag(part: int | str) -> bool:
     )
 
 
-def _messages(item: Any, model: type[BaseModel]) -> list[str]:
+def _messages(item: Any, location: Sequence[int | str], model: type[BaseModel]) -> list[str]:
     error = item.get("ctx", {}).get("error")
-    return error.faults if isinstance(error, BrokenRules) else [_message(item, model)]
+    return error.faults if isinstance(error, BrokenRules) else [_message(item, location, model)]
 
 
-def _message(item: Any, model: type[BaseModel]) -> str:
+def _message(item: Any, location: Sequence[int | str], model: type[BaseModel]) -> str:
     kind, given = item["type"], item.get("input")
     if kind == "extra_forbidden":
-        *parents, key = [part for part in item["loc"] if not _is_union_tag(part)]
-        known = _fields_at(model, parents)
-        close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+        known = _fields_at(model, location[:-1])
+        close = difflib.get_close_matches(str(location[-1])[:100], known, n=1, cutoff=0.6)
         return "unknown key" + (
             f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
         )

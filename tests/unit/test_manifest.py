@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,32 @@ def test_what_the_members_of_a_union_say_is_one_error() -> None:
     [error] = result.errors
     assert error.path == "spec.resources.nodes"
     assert error.message.endswith("; or min (3) is above max (2); swap them")
+
+
+def test_a_key_that_reads_like_the_member_of_a_union_stays_in_the_path() -> None:
+    document = tiny_job("x")
+    document["spec"] |= {"list[a": 0, "int": 0}
+    assert set(errors_of(document)) == {"spec.list[a", "spec.int"}
+
+
+@pytest.mark.parametrize("name", ["list[{}", "x{}"])
+def test_of_many_errors_the_first_are_told_and_how_many_more_there_are(name: str) -> None:
+    document = tiny_job("x")
+    document["spec"] |= {name.format(n): 0 for n in range(5000)}
+    began = time.process_time()
+    found = errors_of(document)
+    assert time.process_time() - began < 2
+    assert len(found) == 101
+    assert found[f"spec.{name.format(99)}"].startswith("unknown key; known here: ")
+    assert found["$"] == "and 4,900 more errors, which are not told; mend these first"
+
+
+def test_what_many_members_of_unions_say_of_one_path_is_joined_once() -> None:
+    document = tiny_job("x")
+    document["metadata"]["labels"] = {f"-{n}": "" for n in range(5000)}
+    found = errors_of(document)
+    assert len(found) == 101
+    assert all(len(message) < 200 for message in found.values())
 
 
 def test_an_unknown_key_gets_a_suggestion() -> None:

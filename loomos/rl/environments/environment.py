@@ -138,7 +138,7 @@ def make_family(name: str, settings: EnvironmentConfig | Mapping[str, Any]) -> A
     try:
         return family(family.config_type.model_validate(given))
     except ValidationError as error:
-        faults = field_errors(error.errors(), family.config_type)
+        faults = field_errors(error.errors(), family.config_type, given)
         raise InvalidInput(f"environment {name}: {'; '.join(map(str, faults))}", faults) from None
 
 
