@@ -31,25 +31,32 @@ async def check_named_files(document: BaseModel, parts: Gateway) -> None:
 
 def _errors(named: list[NamedPath], parts: Gateway) -> list[FieldError]:
     found: list[FieldError] = []
+    faults = _upload_faults({upload_digest(each.value) for each in named}, parts.store)
     for each in named:
+        digest = upload_digest(each.value)
+        if digest is not None and digest in faults:
+            found.append(FieldError(path=each.where, message=faults[digest]))
         try:
-            _check(each, parts)
+            _check_path(each, parts)
         except (InvalidData, InvalidInput) as error:
             found.append(FieldError(path=each.where, message=str(error)))
     return found
 
 
-def _check(named: NamedPath, parts: Gateway) -> None:
-    digest = upload_digest(named.value)
-    if digest is not None:
-        _check_upload(parts.store, digest)
-        return
+def _upload_faults(digests: set[str | None], store: Store) -> dict[str, str]:
+    """What is wrong with uploads; each is read once, however often a document names it."""
+    found: dict[str, str] = {}
+    for digest in filter(None, digests):
+        try:
+            read_listing(store, digest)
+            touch_upload(store, digest)
+        except (InvalidData, InvalidInput) as error:
+            found[digest] = str(error)
+    return found
+
+
+def _check_path(named: NamedPath, parts: Gateway) -> None:
     text = path_text(named.value, named.kind)
     if text is None or (named.kind == "model" and not is_explicit(text)):
         return
     parts.reach.open(text, named.where.rpartition(".")[2])
-
-
-def _check_upload(store: Store, digest: str) -> None:
-    read_listing(store, digest)
-    touch_upload(store, digest)

@@ -18,6 +18,12 @@ is not sent again."""
 
 MOST_FILES = 200_000
 """Files of one upload."""
+DEEPEST_PATH = 64
+"""Folders within each other, the file's name included: no tree of data is deeper."""
+MOST_SMALL_PARTS, SMALL_PART_BYTES = 1000, 1024 * 1024
+"""Parts that a file may have beyond one for each MiB: each is a question to the store."""
+MOST_LISTED = 1000
+"""Uploads in one answer."""
 
 
 class UploadedFile(Message):

@@ -5,14 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from loomos.errors import InvalidData, InvalidInput, NotFound
-from loomos.jobs.uploads import UploadAnswer, UploadedFile, UploadListing, UploadRecord
+from loomos.jobs.uploads import (
+    DEEPEST_PATH,
+    MOST_LISTED,
+    MOST_SMALL_PARTS,
+    SMALL_PART_BYTES,
+    UploadAnswer,
+    UploadedFile,
+    UploadListing,
+    UploadRecord,
+)
 from loomos.manifest import UPLOAD_SCHEME
 from loomos.quantities import format_bytes
 from loomos.storage import Store, file_sha256
@@ -93,6 +103,7 @@ def read_listing(store: Store, sha256: str) -> UploadListing:
         first = error.errors(include_url=False)[0]
         raise InvalidInput(f"{sha256[:12]}… is no listing of an upload: {first['msg']}") from None
     _check_paths(listing)
+    _check_parts(listing)
     return listing
 
 
@@ -112,15 +123,37 @@ def _read(store: Store, sha256: str, most_bytes: int) -> bytes:
 
 def _check_paths(listing: UploadListing) -> None:
     """Paths lie below the folder, differ, and none is a folder of another."""
-    paths = {file.path for file in listing.files}
-    if len(paths) < len(listing.files):
-        raise InvalidInput("a path is there twice in the listing of an upload")
-    for path in paths:
-        parts = path.split("/")
-        if any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
-            raise InvalidInput(f"{path[:100]!r} is no path below an upload's folder")
-        if any("/".join(parts[:count]) in paths for count in range(1, len(parts))):
-            raise InvalidInput(f"{path[:100]!r} lies below what is a file in the same upload")
+    paths = sorted(path_below(file.path) for file in listing.files)
+    for before, path in pairwise(paths):  # what lies below a file would follow it
+        if before == path:
+            raise InvalidInput("a path is there twice in the listing of an upload")
+        if path[: len(before)] == before:
+            name = "/".join(path)[:100]
+            raise InvalidInput(f"{name!r} lies below what is a file in the same upload")
+
+
+def path_below(path: str) -> list[str]:
+    """The parts of a path that stays below a folder.
+
+    Raises:
+        InvalidInput: it leads elsewhere, or no file could have it.
+    """
+    parts = path.split("/", DEEPEST_PATH)
+    if any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts[:DEEPEST_PATH]):
+        raise InvalidInput(f"{path[:100]!r} is no path below an upload's folder")
+    if len(parts) > DEEPEST_PATH:
+        raise InvalidInput(f"{path[:100]!r} has more than {DEEPEST_PATH} parts; make it flatter")
+    return parts
+
+
+def _check_parts(listing: UploadListing) -> None:
+    for file in listing.files:
+        most = MOST_SMALL_PARTS + file.size_bytes // SMALL_PART_BYTES
+        if len(file.parts) > most:
+            raise InvalidInput(
+                f"{file.path[:100]!r} has {len(file.parts):,} parts, and may have {most:,} with "
+                f"its {format_bytes(file.size_bytes)}; send it in larger ones"
+            )
 
 
 def touch_upload(store: Store, sha256: str) -> None:
@@ -132,13 +165,18 @@ def touch_upload(store: Store, sha256: str) -> None:
 
 
 def list_uploads(store: Store, owner: str | None) -> list[UploadRecord]:
-    """Uploads, newest first; those of one owner, or all."""
-    found = [
-        UploadRecord.model_validate_json(store.get(item.key))
+    """The `MOST_LISTED` newest uploads, newest first; those of one owner, or all."""
+    items = [
+        item
         for item in store.objects(UPLOADS_PREFIX)
+        if owner is None or item.key.endswith(upload_key("", owner).rpartition("/")[2])
     ]
-    mine = [record for record in found if owner is None or record.owner == owner]
-    return sorted(mine, key=lambda record: record.uploaded_at, reverse=True)
+    items.sort(key=lambda item: item.modified_at, reverse=True)
+    found: list[UploadRecord] = []
+    for item in items[:MOST_LISTED]:
+        with suppress(NotFound):  # forgotten meanwhile
+            found.append(UploadRecord.model_validate_json(store.get(item.key)))
+    return sorted(found, key=lambda record: record.uploaded_at, reverse=True)
 
 
 def forget_upload(store: Store, sha256: str, owner: str | None) -> None:
@@ -187,6 +225,11 @@ def read_uploaded(store: Store, source: str, field: str) -> bytes:
     if listing.is_folder or len(listing.files) != 1:
         raise InvalidInput(f"{field}: {source!r} is a folder; upload one file")
     file = listing.files[0]
+    if file.size_bytes > LARGEST_FILE_READ_BYTES:
+        raise InvalidInput(
+            f"{field}: {file.path[:100]!r} has {format_bytes(file.size_bytes)}, at most "
+            f"{format_bytes(LARGEST_FILE_READ_BYTES)} are read here"
+        )
     content = b""
     for blob in file.blobs:
         content += _read(store, blob, LARGEST_FILE_READ_BYTES - len(content))

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from api import named_files
+from api.context import Gateway
 from loomos.errors import InvalidData, InvalidInput
 from loomos.jobs.continual import ContinualJob
 from loomos.jobs.uploads import UploadedFile, UploadListing
 from loomos.local_files import Reach, data_files
-from loomos.manifest import Experiment, TrainingJob, named_paths
+from loomos.manifest import Experiment, NamedPath, TrainingJob, named_paths
 from loomos.manifest import Verification as VerificationSpec
 from loomos.prism.suites import load_suite
 from loomos.settings import Settings
+from loomos.storage import Store
 from loomos.storage._local import LocalStore
-from loomos.storage.layout import blob_key
-from loomos.storage.uploads import make_upload, read_listing
+from loomos.storage.layout import blob_key, upload_key
+from loomos.storage.uploads import list_uploads, make_upload, read_listing
 from loomos.training.resolve import resolve
 from tests.gangs import tiny_spec
 
@@ -176,6 +182,17 @@ def listing(*paths: str) -> bytes:
     [
         (listing("a", "a"), "twice"),
         (listing("a", "a/b"), "lies below what is a file"),
+        (listing("a", "a-b", "a/b/c"), "lies below what is a file"),
+        (listing("a/" * 64 + "b"), "more than 64 parts; make it flatter"),
+        (
+            UploadListing(
+                is_folder=False,
+                files=[
+                    UploadedFile(path="a", sha256="0" * 64, size_bytes=1, parts=["0" * 64] * 1001)
+                ],
+            ).encode(),
+            "has 1,001 parts, and may have 1,000 with its 1 B",
+        ),
         (listing("a/../../b"), "no path below"),
         (listing("x" * 300), "no path below"),
         (b"no listing", "is no listing"),
@@ -191,6 +208,51 @@ def test_a_listing_that_could_do_harm_is_refused(
     store.put(blob_key(digest), content)
     with pytest.raises(InvalidInput, match=message):
         read_listing(store, digest)
+
+
+def test_deep_paths_are_told_apart_in_little_time(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    content = listing(*("a/" * 63 + str(n) for n in range(5000)))
+    digest = hashlib.sha256(content).hexdigest()
+    store.put(blob_key(digest), content)
+    began = time.process_time()
+    assert len(read_listing(store, digest).files) == 5000
+    assert time.process_time() - began < 1
+
+
+def test_an_upload_that_a_document_names_often_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def refuse(store: Store, digest: str) -> None:
+        read.append(digest)
+        raise InvalidInput("no such upload")
+
+    monkeypatch.setattr(named_files, "read_listing", refuse)
+    named = [
+        NamedPath(field=(str(n),), value=f"upload:{'0' * 64}", kind="data", beside={})
+        for n in range(9)
+    ]
+    parts = cast(Gateway, SimpleNamespace(store=LocalStore(tmp_path), reach=Reach()))
+    found = named_files._errors(named, parts)
+    assert [error.path for error in found] == [str(n) for n in range(9)]
+    assert read == ["0" * 64]
+
+
+def test_the_list_of_uploads_leaves_out_what_is_forgotten_meanwhile(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    content = listing("a")
+    store.put(blob_key("0" * 64), b"x")
+    digest = hashlib.sha256(content).hexdigest()
+    store.put(blob_key(digest), content)
+    for owner in ("ann", "bob"):
+        assert make_upload(store, digest, "x", owner).upload
+    every = list(store.objects("uploads/"))
+    store.delete([upload_key(digest, "ann")])
+    store.objects = lambda prefix, after="": iter(every)  # type: ignore[method-assign]
+    assert [record.owner for record in list_uploads(store, None)] == ["bob"]
+    assert list_uploads(store, "ann") == []
 
 
 def test_an_upload_may_have_so_many_bytes_and_no_more(tmp_path: Path) -> None:
