@@ -47,19 +47,18 @@ def start(
     """
     from loomos.errors import InvalidInput
     from loomos.jobs.rollouts import CanaryRollout
-    from loomos.manifest import read_document
+    from loomos.manifest import read_document, validate_as
 
     if file or manifest:
         rollout = read_document(manifest_of(file, manifest), CanaryRollout)
     elif endpoint and model:
-        rollout = CanaryRollout.model_validate(
-            {
-                "apiVersion": "loomos.ai/v1",
-                "kind": "CanaryRollout",
-                "metadata": {"name": endpoint},
-                "spec": {"endpoint": endpoint, "model": model},
-            }
-        )
+        document = {
+            "apiVersion": "loomos.ai/v1",
+            "kind": "CanaryRollout",
+            "metadata": {"name": endpoint},
+            "spec": {"endpoint": endpoint, "model": model},
+        }
+        rollout = validate_as(CanaryRollout, document, "the command line")
     else:
         raise InvalidInput("give a manifest, or --endpoint and --model")
 

@@ -63,7 +63,7 @@ def _job(
 ) -> VerificationJob:
     from loomos.errors import InvalidInput
     from loomos.jobs.verification import VerificationJob
-    from loomos.manifest import read_document
+    from loomos.manifest import read_document, validate_as
 
     if manifest is not None:
         return read_document(manifest, VerificationJob)
@@ -83,7 +83,7 @@ def _job(
         "model": model,
         "spec": spec,
     }
-    return VerificationJob.model_validate(document)
+    return validate_as(VerificationJob, document, "the command line")
 
 
 @app.command("list")

@@ -74,6 +74,7 @@ WRONG = [
     "verify delete nothing",
     "campaigns delete nothing",
     "rollouts delete nothing",
+    "rollouts start --endpoint BAD~NAME --model nope@1",
     "verify status nothing",
     "verify report nothing --to x.pdf",
     "rollouts start --endpoint x",
