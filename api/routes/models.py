@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import tempfile
 from pathlib import Path as FilePath
@@ -12,6 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
+from api.blobs import receive
 from api.bodies import Route
 from api.context import Parts, Reader, Submitter
 from api.named_in_service import check_detectors, check_remote
@@ -82,15 +82,14 @@ async def has_blob(sha256: Digest, parts: Parts, who: Submitter) -> None:
 async def put_blob(sha256: Digest, request: Request, parts: Parts, who: Submitter) -> None:
     """Upload a file, named by its digest; it may then be part of a model."""
     handle, name = tempfile.mkstemp(prefix="loomos-blob-")
+    os.close(handle)
     path = FilePath(name)
-    digest = hashlib.sha256()
+    declared = request.headers.get("content-length", "")
+    declared_bytes = int(declared[:20]) if declared.isdecimal() else 0
     try:
-        with os.fdopen(handle, "wb") as file:
-            async for piece in request.stream():
-                digest.update(piece)
-                await asyncio.to_thread(file.write, piece)
-        if digest.hexdigest() != sha256:
-            raise InvalidInput(f"the body's SHA-256 is {digest.hexdigest()}, not {sha256}")
+        found = await receive(request.stream(), path, parts.most_uploaded, declared_bytes)
+        if found != sha256:
+            raise InvalidInput(f"the body's SHA-256 is {found}, not {sha256}")
         if not await asyncio.to_thread(parts.store.exists, blob_key(sha256)):
             await asyncio.to_thread(parts.store.put_file, blob_key(sha256), path)
     finally:

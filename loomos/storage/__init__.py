@@ -66,6 +66,9 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Say whether there is such an object."""
 
+    def size_bytes(self, key: str) -> int | None:
+        """Size of an object; None if there is none."""
+
     def objects(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Objects whose key starts with `prefix` and sorts after `after`, in key order."""
 

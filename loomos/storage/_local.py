@@ -90,6 +90,14 @@ class LocalStore:
         """See `Store.exists`."""
         return self._path(key).is_file()
 
+    def size_bytes(self, key: str) -> int | None:
+        """See `Store.size_bytes`."""
+        path = self._path(key)
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except FileNotFoundError:
+            return None
+
     def objects(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """See `Store.objects`."""
         folder = self.root / prefix.rpartition("/")[0]

@@ -169,13 +169,17 @@ class S3Store:
 
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
+        return self.size_bytes(key) is not None
+
+    def size_bytes(self, key: str) -> int | None:
+        """See `Store.size_bytes`."""
         try:
-            self._patiently(
+            found = self._patiently(
                 key, lambda: self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)
             )
         except NotFound:
-            return False
-        return True
+            return None
+        return found["ContentLength"]
 
     def objects(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """See `Store.objects`."""

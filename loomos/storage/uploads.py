@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -49,7 +49,7 @@ def make_upload(
         most_bytes: size of all its files that is still accepted.
 
     Raises:
-        InvalidInput: the listing is none, or of too much.
+        InvalidInput: the listing is none, or of too much, or says other sizes than were sent.
     """
     if not store.exists(blob_key(sha256)):
         return UploadAnswer(missing=[sha256])
@@ -59,9 +59,11 @@ def make_upload(
             f"{name} has {format_bytes(listing.size_bytes)}, and an upload may have "
             f"{format_bytes(most_bytes)} (data.max_upload_bytes); put it into S3 and name it s3://"
         )
-    missing = list(islice(_missing(store, listing), MOST_MISSING))
+    sizes: dict[str, int] = {}
+    missing = list(islice(_missing(store, listing, sizes), MOST_MISSING))
     if missing:
         return UploadAnswer(missing=missing)
+    _check_sizes(listing, sizes)
     record = UploadRecord(
         sha256=sha256,
         name=name,
@@ -74,14 +76,28 @@ def make_upload(
     return UploadAnswer(upload=record)
 
 
-def _missing(store: Store, listing: UploadListing) -> Iterator[str]:
+def _missing(store: Store, listing: UploadListing, sizes: dict[str, int]) -> Iterator[str]:
+    """Blobs that are not there; notes the sizes of the others."""
     digests = list(dict.fromkeys(blob for file in listing.files for blob in file.blobs))
     with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
         for start in range(0, len(digests), MOST_MISSING):
             some = digests[start : start + MOST_MISSING]
-            there = pool.map(lambda digest: store.exists(blob_key(digest)), some)
-            yield from (
-                digest for digest, is_there in zip(some, there, strict=True) if not is_there
+            found = pool.map(lambda digest: store.size_bytes(blob_key(digest)), some)
+            for digest, size in zip(some, found, strict=True):
+                if size is None:
+                    yield digest
+                else:
+                    sizes[digest] = size
+
+
+def _check_sizes(listing: UploadListing, sizes: Mapping[str, int]) -> None:
+    """The bytes that were sent are those that the listing says, by which it was let in."""
+    for file in listing.files:
+        size = sum(sizes[blob] for blob in file.blobs)
+        if size != file.size_bytes:
+            raise InvalidInput(
+                f"{file.path[:100]!r} has {size:,} bytes, and its upload lists "
+                f"{file.size_bytes:,}; list what was sent"
             )
 
 

@@ -263,6 +263,12 @@ def test_an_upload_may_have_so_many_bytes_and_no_more(tmp_path: Path) -> None:
     assert make_upload(store, digest, "x", "ann", 2).missing == ["0" * 64]
     with pytest.raises(InvalidInput, match=r"data\.max_upload_bytes"):
         make_upload(store, digest, "x", "ann", 1)
+    store.put(blob_key("0" * 64), b"more than one")
+    with pytest.raises(InvalidInput, match="'a' has 13 bytes, and its upload lists 1; list what"):
+        make_upload(store, digest, "x", "ann", 2)
+    store.put(blob_key("0" * 64), b"1")
+    upload = make_upload(store, digest, "x", "ann", 2).upload
+    assert upload is not None and upload.size_bytes == 2
 
 
 def test_a_store_in_a_folder_gives_no_more_than_what_continual_learning_made(
