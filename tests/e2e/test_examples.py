@@ -28,6 +28,7 @@ def run_example(name: str, stack: Stack, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_quick_demo_plays_ten_episodes(stack: Stack, tmp_path: Path) -> None:
     said = run_example("quick_demo", stack, LOOMOS_LOOMDB__URL=f"sqlite:///{tmp_path}/demo.db")
     assert said.count("Reward = ") == 10
