@@ -138,8 +138,13 @@ def model_files(folder: Path) -> list[FoundFile]:
     return [
         FoundFile(path.name, path)
         for path in sorted(folder.iterdir())
-        if path.is_file() and any(path.match(pattern) for pattern in MODEL_FILES)
+        if path.is_file() and is_model_file(path.name)
     ]
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of this name counts in a folder that holds a model or a tokenizer."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in MODEL_FILES)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

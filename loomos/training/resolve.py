@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +24,16 @@ from typing import Any, NamedTuple
 
 from loomos.errors import InvalidData, InvalidInput, InvalidModel, NotFound
 from loomos.jobs.training import DataFile, DatasetIndex, Reference, ResolvedInputs
-from loomos.local_files import KNOWN_SUFFIXES, Reach, data_files, is_wanted, model_files
+from loomos.local_files import (
+    KNOWN_SUFFIXES,
+    Reach,
+    data_files,
+    is_model_file,
+    is_wanted,
+    model_files,
+)
 from loomos.manifest import Data, Model, RewardFunction, TrainingSpec, is_explicit
+from loomos.quantities import format_bytes
 from loomos.registry import Registry, VersionManifest
 from loomos.settings import StorageSettings
 from loomos.storage import Store, file_sha256, open_store, open_uri
@@ -46,6 +55,12 @@ RECORD_SHAPES = {"dpo": "preference"}
 
 LONGEST_CODE_BYTES = 1_000_000
 """Of a reward function's file."""
+
+MOST_MODEL_FILES, MOST_MODEL_BYTES = 2000, 2**40
+"""Of a folder in S3 that is a model: the largest have some hundred files and a few hundred GiB."""
+
+DISK_RESERVE_BYTES = 1024**3
+"""What downloads leave free on the disk of this process, which others need too."""
 
 NEW_POLICY = "init:policy"
 """Where a policy comes from that starts from nothing."""
@@ -257,7 +272,7 @@ def _check_name(name: str) -> None:
 
 def _find_files(source: str, field: str, data: Data, sources: _Sources) -> Iterator[_Found]:
     if source.startswith("s3://"):
-        yield from _find_s3(source, data, sources.settings)
+        yield from _find_s3(source, field, data, sources)
         return
     if (upload := upload_digest(source)) is not None:
         yield from _find_uploaded(upload, data, sources.store)
@@ -305,15 +320,45 @@ def _temporary(fill: Callable[[Path], None]) -> Path:
     return Path(name)
 
 
-def _find_s3(source: str, data: Data, settings: StorageSettings) -> Iterator[_Found]:
-    bucket, _, prefix = source.removeprefix("s3://").partition("/")
-    store = open_uri(f"s3://{bucket}", settings)
-
+def _find_s3(source: str, field: str, data: Data, sources: _Sources) -> Iterator[_Found]:
+    store, prefix = _open_bucket(source, field, sources)
     for item in store.objects(prefix):
         name = item.key.removeprefix(prefix).lstrip("/") or item.key.rpartition("/")[2]
         if item.size_bytes and (item.key == prefix or is_wanted(name, data.include, data.exclude)):
+            if not _has_room(item.size_bytes):
+                raise InvalidData(f"{field}: {name} of {source!r} {_too_large(item.size_bytes)}")
             fetch = partial(_temporary, partial(store.get_file, item.key))
-            yield _Found(name, None, f"s3://{bucket}/{item.key}", fetch)
+            yield _Found(name, None, f"{store.url}/{item.key}", fetch)
+
+
+def _open_bucket(source: str, field: str, sources: _Sources) -> tuple[Store, str]:
+    """The bucket that `s3://BUCKET/PREFIX` names, and the prefix.
+
+    Raises:
+        InvalidData: it is in the store of LoomOS itself, which holds what belongs to others. Only
+            what continual learning has put together may be named there.
+    """
+    bucket, _, prefix = source.removeprefix("s3://").partition("/")
+    store = open_uri(f"s3://{bucket}", sources.settings)
+    place, own = f"{store.url}/{prefix}", f"{sources.store.url}/"
+    is_own = place.startswith(own) or own.startswith(place)
+    if is_own and not CONTINUAL_DATA.fullmatch(place.removeprefix(own)):
+        raise InvalidData(
+            f"{field}: {source!r} is in the store of LoomOS itself, which holds other people's "
+            "data; upload what you need, name model:NAME, or use another bucket"
+        )
+    return store, prefix
+
+
+def _has_room(size_bytes: int) -> bool:
+    return shutil.disk_usage(tempfile.gettempdir()).free >= size_bytes + DISK_RESERVE_BYTES
+
+
+def _too_large(size_bytes: int) -> str:
+    return (
+        f"has {format_bytes(size_bytes)}, for which the control worker's disk has no room; free "
+        "some, or name smaller files"
+    )
 
 
 # --- models -------------------------------------------------------------------------------------
@@ -340,7 +385,7 @@ def _pin_model(source: str, field: str, sources: _Sources) -> Reference:
         return pin_version(source, field, sources.store)
     if source.startswith("s3://"):
         with tempfile.TemporaryDirectory() as folder:
-            _download_folder(source, Path(folder), sources.settings)
+            _download_model(source, field, Path(folder), sources)
             return _pin_folder(source, field, Path(folder), sources)
     if (upload := upload_digest(source)) is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -392,13 +437,34 @@ def pin_version(source: str, field: str, store: Store) -> Reference:
     return _put_blob(store, json.dumps({"files": files}).encode(), manifest["size_bytes"])
 
 
-def _download_folder(source: str, folder: Path, settings: StorageSettings) -> None:
-    bucket, _, prefix = source.removeprefix("s3://").partition("/")
-    store = open_uri(f"s3://{bucket}", settings)
-    for item in store.objects(prefix):
-        target = folder / item.key.removeprefix(prefix).lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        store.get_file(item.key, target)
+def _download_model(source: str, field: str, folder: Path, sources: _Sources) -> None:
+    """Copy the files of a model or tokenizer that lie directly below a prefix of a bucket.
+
+    Raises:
+        InvalidModel: it is none, or has more files or bytes than a model or this disk has.
+    """
+    store, prefix = _open_bucket(source, field, sources)
+    below = f"{prefix.strip('/')}/".lstrip("/")
+    names = [name for name in store.children(below) if is_model_file(name)]
+    if not names or (field == "model.base_model" and "config.json" not in names):
+        wanted = "config.json" if field == "model.base_model" else "files of a tokenizer"
+        raise InvalidModel(f"{field} {source!r} has no {wanted}; name a transformers folder")
+    if len(names) > MOST_MODEL_FILES:
+        raise InvalidModel(
+            f"{field} {source!r} has {len(names):,} files, and a model may have "
+            f"{MOST_MODEL_FILES:,}; name a folder that holds one model"
+        )
+    size_bytes = sum(store.size_bytes(below + name) or 0 for name in names)
+    if size_bytes > MOST_MODEL_BYTES:
+        raise InvalidModel(
+            f"{field} {source!r} has {format_bytes(size_bytes)}, and a model may have "
+            f"{format_bytes(MOST_MODEL_BYTES)}; name a folder that holds one model"
+        )
+    if not _has_room(size_bytes):
+        raise InvalidModel(f"{field} {source!r} {_too_large(size_bytes)}")
+    for name in names:
+        sources.progress(f"fetching {name}")
+        store.get_file(below + name, folder / name)
 
 
 def _pin_folder(source: str, field: str, folder: Path, sources: _Sources) -> Reference:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -15,6 +19,7 @@ from huggingface_hub import errors
 from loomos.errors import InvalidData, InvalidModel
 from loomos.manifest import TrainingSpec
 from loomos.settings import StorageSettings
+from loomos.storage._local import LocalStore
 from loomos.training import resolve as resolving
 from loomos.training.data import DocumentFile
 from loomos.training.resolve import resolve
@@ -128,3 +133,100 @@ def test_a_model_that_the_hub_has_not_is_said_at_once(
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(InvalidModel, match="does not give it: HFValidationError"):
         resolve(spec(tmp_path, base_model="a/b/c/d"), settings, lambda doing: None)
+
+
+# --- buckets --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], LocalStore]:
+    """Stores in folders, as buckets of the same names; `loomos` is that of LoomOS itself."""
+
+    def opened(url: str, settings: StorageSettings | None = None) -> LocalStore:
+        bucket = url.removeprefix("s3://").partition("?")[0]
+        store = LocalStore(tmp_path / bucket)
+        store.url = f"s3://{bucket}"
+        return store
+
+    monkeypatch.setattr(resolving, "open_uri", opened)
+    monkeypatch.setattr(resolving, "open_store", lambda settings: opened(settings.url))
+    return opened
+
+
+OWN = StorageSettings(url="s3://loomos")
+
+
+def test_of_a_model_in_a_bucket_only_its_files_are_copied(
+    tmp_path: Path, buckets: Callable[[str], LocalStore]
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    for name in ("config.json", "model.safetensors", "notes.bin", "old/config.json"):
+        buckets("s3://data").put(f"team/m/{name}", name.encode())
+    buckets("s3://data").put("team/m2/config.json", b"another")
+    found = resolve(
+        spec(tmp_path / "a.txt", base_model="s3://data/team/m"), OWN, lambda doing: None
+    )
+    files = json.loads(buckets("s3://loomos").get(found.model.uri))["files"]
+    assert [file["name"] for file in files] == ["config.json", "model.safetensors"]
+    assert found.model.size_bytes == len("config.json" + "model.safetensors")
+
+
+def test_a_bucket_without_a_model_is_not_copied(
+    tmp_path: Path, buckets: Callable[[str], LocalStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    buckets("s3://data").put("team/weights.json", b"x")
+    wrong = spec(tmp_path / "a.txt", base_model="s3://data/team")
+    with pytest.raises(InvalidModel, match=r"model.base_model 's3://data/team' has no config.json"):
+        resolve(wrong, OWN, lambda doing: None)
+    buckets("s3://data").put("team/config.json", b"x")
+    monkeypatch.setattr(resolving, "MOST_MODEL_BYTES", 1)
+    with pytest.raises(InvalidModel, match="has 2 B, and a model may have 1 B"):
+        resolve(wrong, OWN, lambda doing: None)
+
+
+def test_what_the_disk_has_no_room_for_is_refused_and_not_tried_again(
+    tmp_path: Path, buckets: Callable[[str], LocalStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    buckets("s3://data").put("team/config.json", b"x")
+    buckets("s3://data").put("rows/a.txt", b"text")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**30))
+    with pytest.raises(InvalidModel, match="disk has no room"):
+        resolve(spec(tmp_path / "a.txt", base_model="s3://data/team"), OWN, lambda doing: None)
+    rows = spec(tmp_path).model_dump(mode="json", exclude_unset=True)
+    rows["data"]["training_dataset"] = "s3://data/rows"
+    with pytest.raises(InvalidData, match=r"data.training_dataset: a.txt .* disk has no room"):
+        resolve(TrainingSpec.model_validate(rows), OWN, lambda doing: None)
+
+
+@pytest.mark.parametrize("place", ["loomos/x", "loomos/", "loomos//x", "loomos?a/samples/chat/"])
+def test_nobody_trains_on_what_the_store_of_loomos_holds(
+    tmp_path: Path, buckets: Callable[[str], LocalStore], place: str
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    for key in ("samples/chat/x.jsonl", "x/config.json", "config.json"):
+        buckets("s3://loomos").put(key, b'{"text": "of others"}')
+    model = spec(tmp_path / "a.txt", base_model=f"s3://{place}")
+    with pytest.raises(InvalidData, match=r"model.base_model: .* in the store of LoomOS itself"):
+        resolve(model, OWN, lambda doing: None)
+    data = TrainingSpec.model_validate(
+        {
+            **spec(tmp_path).model_dump(mode="json", exclude_unset=True),
+            "data": {"training_dataset": f"s3://{place}samples"},
+        }
+    )
+    with pytest.raises(InvalidData, match=r"training_dataset: .* in the store of LoomOS itself"):
+        resolve(data, OWN, lambda doing: None)
+
+
+def test_what_continual_learning_put_into_the_store_is_trained_on(
+    tmp_path: Path, buckets: Callable[[str], LocalStore]
+) -> None:
+    key = f"continual/nightly/data/{'0' * 64}.jsonl"
+    buckets("s3://loomos").put(key, b'{"text": "a line"}\n')
+    rows = spec(tmp_path).model_dump(mode="json", exclude_unset=True)
+    rows["data"]["training_dataset"] = f"s3://loomos/{key}"
+    found = resolve(TrainingSpec.model_validate(rows), OWN, lambda doing: None)
+    index = json.loads(buckets("s3://loomos").get(found.training.uri))
+    assert [file["uri"] for file in index["files"]] == [f"s3://loomos/{key}"]
