@@ -46,7 +46,9 @@ class RLCampaign:
 
     @workflow.init
     def __init__(self, run: CampaignInput) -> None:
-        carried = run.carried or CarriedCampaign(started_at=workflow.info().start_time)
+        carried = campaigns.unpack(
+            run.carried or CarriedCampaign(started_at=workflow.info().start_time)
+        )
         self._run, self._spec = run, run.spec
         self._phase, self._phase_rounds = carried.phase, carried.phase_rounds
         self._weights = dict(carried.weights)
@@ -275,7 +277,8 @@ class RLCampaign:
             timeline=self._log.timeline,
             started_at=self._log.started_at,
         )
-        workflow.continue_as_new(self._run.model_copy(update={"carried": carried}))
+        update = {"carried": campaigns.pack(carried)}
+        workflow.continue_as_new(self._run.model_copy(update=update))
 
     async def _record(self, event_type: str, data: dict[str, object]) -> None:
         person = self._run.owner if event_type == "campaign_started" else None
@@ -294,7 +297,7 @@ class RLCampaign:
     @workflow.query
     def status(self) -> CampaignStatus:
         """Where it is."""
-        return CampaignStatus(
+        status = CampaignStatus(
             campaign_id=self._run.campaign_id,
             name=self._run.name,
             owner=self._run.owner,
@@ -310,6 +313,7 @@ class RLCampaign:
             finished_at=self._log.finished_at,
             timeline=self._log.timeline,
         )
+        return campaigns.told(status)
 
 
 def _has_version(report: RoundReport, name: str) -> bool:

@@ -25,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
         ExperimentResult,
         ExperimentState,
         ExperimentStatus,
+        KnownTrials,
         Params,
         StopRequest,
         StudyState,
@@ -39,6 +40,7 @@ with workflow.unsafe.imports_passed_through():
     from loomos.jobs.names import SUMMARY_MEMO
     from loomos.manifest import TrainingSpec
     from loomos.weaver.book import TrialBook
+    from loomos.weaver.packing import pack_study, pack_sweep, unpack_sweep
     from loomos.weaver.population import offspring
     from loomos.weaver.pruning import rule_for
     from loomos.weaver.results import enough
@@ -52,6 +54,8 @@ MOST_ASKED = 64
 """Points asked for at once."""
 MOST_RECORDED = 20
 """Trials of a Pareto front that go into the ledger."""
+MOST_SHOWN = 100
+"""Trials of a Pareto front that go into an answer or the result."""
 MOST_FAILURES = 10
 """Trials in a row, by number, that all failed: then the experiment fails."""
 ALL_FAILED = "all-trials-failed"
@@ -68,11 +72,12 @@ class ExperimentSweep:
 
     @workflow.init
     def __init__(self, run: ExperimentInput) -> None:
-        carried = run.carried or CarriedSweep(
-            trials=[], finished=[], started_at=workflow.info().start_time
+        carried = unpack_sweep(
+            run.carried
+            or CarriedSweep(trials=[], finished=[], started_at=workflow.info().start_time)
         )
         self._run, self._spec = run, run.spec
-        self._book = TrialBook(run.spec, carried.trials, carried.finished)
+        self._book = TrialBook(run.spec, carried.trials, carried.finished, carried.front)
         self._inputs = carried.inputs
         self._earlier = list(carried.earlier)
         self._stop_reason = carried.stop_reason
@@ -156,7 +161,9 @@ class ExperimentSweep:
         why = "the space has no more points" if self._exhausted else "every trial has ended"
         await self._end(ExperimentState.COMPLETED, self._stop_reason or why)
         return ExperimentResult(
-            state=ExperimentState.COMPLETED, best=self._book.best(), trials=len(self._book)
+            state=ExperimentState.COMPLETED,
+            best=self._book.best()[:MOST_SHOWN],
+            trials=len(self._book),
         )
 
     def _refuse_all_failed(self) -> None:
@@ -379,8 +386,10 @@ class ExperimentSweep:
             timeline=self._log.timeline,
             stop_reason=self._stop_reason,
             exhausted=self._exhausted,
+            front=self._book.front,
         )
-        workflow.continue_as_new(self._run.model_copy(update={"carried": carried}))
+        update = {"carried": pack_sweep(carried, self._spec)}
+        workflow.continue_as_new(self._run.model_copy(update=update))
 
     async def _record(self, event_type: str, data: dict[str, object]) -> None:
         person = self._run.owner if event_type == "experiment_started" else None
@@ -421,7 +430,7 @@ class ExperimentSweep:
             message=self._log.message,
             spec=self._spec,
             counts=self._book.counts(),
-            best=self._book.best()[:100],
+            best=self._book.best()[:MOST_SHOWN],
             cost=round(self._book.cost(), 6),
             started_at=self._log.started_at,
             finished_at=self._log.finished_at,
@@ -431,9 +440,8 @@ class ExperimentSweep:
     @workflow.query
     def study(self) -> StudyState:
         """All that the study of this experiment is made of."""
-        return StudyState(
-            spec=self._spec, earlier=self._earlier, known=self._book.known(0, self._book.ordered)
-        )
+        known = self._book.known(0, self._book.ordered)
+        return pack_study(self._spec, KnownTrials(earlier=self._earlier, known=known))
 
     @workflow.query
     def trials(self, query: TrialsQuery) -> TrialPage:

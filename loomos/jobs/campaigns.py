@@ -134,6 +134,8 @@ class CarriedCampaign(Message):
     """What happened."""
     started_at: datetime
     """When the first run began."""
+    packed: str = ""
+    """All of this, compressed; then nothing else is given but when the first run began."""
 
 
 class CampaignInput(Message):
@@ -177,7 +179,7 @@ class CampaignStatus(Message):
     policies: dict[str, PolicyState] = {}
     """By name."""
     rounds: list[RoundReport] = []
-    """All so far."""
+    """All so far; with errors cut short, and only the newest, where all are too much to send."""
     started_at: datetime
     """When."""
     finished_at: datetime | None = None

@@ -210,15 +210,22 @@ class Suggested(Message):
     """One for each."""
 
 
-class StudyState(Message):
-    """Answer of the `study` query: all that a study is made of."""
+class KnownTrials(Message):
+    """The trials that a study is made of."""
 
-    spec: ExperimentSpec
-    """How points are chosen."""
     earlier: list[Known] = []
     """Trials of earlier experiments."""
     known: list[Known] = []
     """Results of the trials that are finished with none unfinished before them."""
+
+
+class StudyState(KnownTrials):
+    """Answer of the `study` query: all that a study is made of."""
+
+    spec: ExperimentSpec
+    """How points are chosen."""
+    packed: str = ""
+    """The trials, compressed; then none are given beside it."""
 
 
 class WarmStartRequest(Message):
@@ -266,6 +273,10 @@ class CarriedSweep(Message):
     """Why no more trials start; empty while they do."""
     exhausted: bool = False
     """Whether the space has no more points."""
+    front: list[int] | None = None
+    """Numbers of the trials that no other one dominates; None if that was not kept."""
+    packed: str = ""
+    """All of this, compressed; then nothing else is given but when the first run began."""
 
 
 class ExperimentInput(Message):

@@ -18,6 +18,9 @@ MOST_BYTES = 900_000
 LEVEL = 3
 """Of compression: the workflow waits for it."""
 
+MOST_PLAIN_BYTES = 1_500_000
+"""Of an answer that is not packed."""
+
 M = TypeVar("M", bound=Message)
 
 
@@ -34,6 +37,16 @@ def packed(versions: Iterable[Message]) -> str:
         if len(text) <= MOST_BYTES:
             break
     return text
+
+
+def fitting(versions: Iterable[M]) -> M:
+    """The first of the versions of an answer that fits as it is; the last if none does."""
+    found = None
+    for found in versions:
+        if len(found.model_dump_json().encode()) <= MOST_PLAIN_BYTES:
+            break
+    assert found is not None, "there is at least the whole"
+    return found
 
 
 def unpacked(kind: type[M], text: str) -> M:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import to_json
 
 from loomos.errors import InvalidManifest
 from loomos.limits import (
@@ -380,19 +380,13 @@ class ExperimentSpec(Document):
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             yield "metrics has a name twice"
-        if self._longest_point * self.most_trials > MOST_BYTES_OF_POINTS:
-            yield (
-                f"trials: {self.most_trials} points of this space may have more than "
-                f"{MOST_BYTES_OF_POINTS:,} bytes, and all of them travel together; make trials "
-                "fewer, or names and values shorter"
-            )
 
     @property
-    def _longest_point(self) -> int:
+    def longest_point(self) -> int:
         """Bytes, as JSON, of a trial's parameters."""
         return sum(
-            len(name) + 6 + max((len(json.dumps(v)) for v in parameter.values or ()), default=24)
-            for name, parameter in self.parameters.items()
+            len(name.encode()) + 6 + max((len(to_json(v)) for v in p.values or ()), default=24)
+            for name, p in self.parameters.items()
         )
 
     def _template_faults(self, template: dict[str, Any]) -> Iterator[str]:
@@ -505,3 +499,13 @@ class Experiment(WholeDocument):
     """Who and what the experiment is."""
     spec: ExperimentSpec
     """What it does."""
+
+    def faults(self) -> Iterator[str]:
+        """All points together are small enough to travel; what runs already is not asked again."""
+        trials = self.spec.most_trials
+        if self.spec.longest_point * trials > MOST_BYTES_OF_POINTS:
+            yield (
+                f"spec.trials: {trials} points of this space may have more than "
+                f"{MOST_BYTES_OF_POINTS:,} bytes, and all of them travel together; make trials "
+                "fewer, or names and values shorter"
+            )

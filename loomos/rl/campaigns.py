@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from loomos.jobs.campaigns import Appraisal, PolicyState, RoundReport
+from loomos.jobs.campaigns import (
+    Appraisal,
+    CampaignStatus,
+    CarriedCampaign,
+    PolicyState,
+    RoundReport,
+)
+from loomos.jobs.packing import fitting, packed, unpacked
 from loomos.manifest import (
     DIFFICULTIES,
     CampaignMember,
@@ -16,6 +23,8 @@ from loomos.manifest import (
 
 ADAPTATION = 1.0
 """How fast weights move to members that fall behind."""
+ERROR_LENGTHS = (200, 40)
+"""Characters that are left of errors where all that is known is too much, at first and then."""
 
 
 def score(member: CampaignMember, appraisal: Appraisal) -> float:
@@ -110,3 +119,47 @@ def difficulty(environment: EnvironmentChoice) -> str:
 def _with_difficulty(environment: EnvironmentChoice, difficulty: str) -> EnvironmentChoice:
     config = {**environment.config, "difficulty": difficulty}
     return environment.model_copy(update={"config": config})
+
+
+# --- what is carried and told ---------------------------------------------------------------------
+
+
+def pack(carried: CarriedCampaign) -> CarriedCampaign:
+    """The same in few bytes; errors are cut short where they are still too many."""
+    rounds = _shorter(carried.rounds)
+    text = packed(carried.model_copy(update={"rounds": each}) for each in rounds)
+    return CarriedCampaign(started_at=carried.started_at, packed=text)
+
+
+def unpack(carried: CarriedCampaign) -> CarriedCampaign:
+    """What `pack` was given."""
+    return unpacked(CarriedCampaign, carried.packed) if carried.packed else carried
+
+
+def told(status: CampaignStatus) -> CampaignStatus:
+    """As much of an answer as can be sent."""
+    return fitting(_shorter_answers(status))
+
+
+def _shorter_answers(status: CampaignStatus) -> Iterator[CampaignStatus]:
+    for rounds in _shorter(status.rounds):
+        status = status.model_copy(update={"rounds": rounds})
+        yield status
+    while len(status.rounds) > 1:
+        newest = status.rounds[len(status.rounds) // 2 :]
+        status = status.model_copy(update={"rounds": newest})
+        yield status
+
+
+def _shorter(rounds: list[RoundReport]) -> Iterator[list[RoundReport]]:
+    yield rounds
+    for length in ERROR_LENGTHS:
+        yield [_with_errors(each, length) for each in rounds]
+
+
+def _with_errors(report: RoundReport, length: int) -> RoundReport:
+    members = {
+        name: member.model_copy(update={"error": member.error[:length]})
+        for name, member in report.members.items()
+    }
+    return report.model_copy(update={"members": members})

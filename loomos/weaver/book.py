@@ -15,14 +15,18 @@ from loomos.jobs.experiments import (
     TrialState,
 )
 from loomos.manifest import ExperimentSpec
-from loomos.weaver.results import best, violations
+from loomos.weaver.results import Front, violations
 
 
 class TrialBook:
     """Every trial by number, and the order in which they finished."""
 
     def __init__(
-        self, spec: ExperimentSpec, trials: list[TrialRecord], finished: list[int]
+        self,
+        spec: ExperimentSpec,
+        trials: list[TrialRecord],
+        finished: list[int],
+        front: list[int] | None = None,
     ) -> None:
         self._spec = spec
         self.trials = list(trials)
@@ -30,6 +34,9 @@ class TrialBook:
         self.finished = list(finished)
         """Numbers, in the order in which results came."""
         self._ordered = 0
+        self._front = Front(spec, [self.trials[number] for number in front or ()])
+        for trial in self.trials if front is None else ():
+            self._front.take(trial)
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -77,6 +84,7 @@ class TrialBook:
         if self._spec.limits and result.state == TrialState.COMPLETED:
             broken = violations(self._spec, self.trials[number])
             self.change(number, is_feasible=max(broken.values()) <= 0)
+        self._front.take(self.trials[number])
         self.finished.append(number)
 
     def waiting(self) -> Iterator[TrialRecord]:
@@ -110,7 +118,12 @@ class TrialBook:
 
     def best(self) -> list[TrialRecord]:
         """The best trial, or the Pareto front."""
-        return best(self._spec, self.trials)
+        return [self.trials[number] for number in self._front.best]
+
+    @property
+    def front(self) -> list[int]:
+        """Numbers of the trials that no other one dominates."""
+        return self._front.numbers
 
     def counts(self) -> dict[str, int]:
         """Trials by state."""

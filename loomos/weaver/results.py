@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import dropwhile, filterfalse
+from operator import itemgetter, le
 
 from loomos.jobs.experiments import TrialRecord, TrialRequest, TrialResult, TrialState
 from loomos.jobs.training import TrainOutcome
@@ -32,12 +35,60 @@ def violations(spec: ExperimentSpec, trial: TrialRecord) -> dict[str, float]:
 
 def best(spec: ExperimentSpec, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The best trial, or the Pareto front by number; empty if none is complete and feasible."""
-    whole = [t for t in trials if t.state == TrialState.COMPLETED and t.is_feasible]
-    if not whole:
-        return []
-    if len(spec.metrics) == 1:
-        return [min(whole, key=lambda t: (costs(spec, t)[0], t.number))]
-    return [t for t in whole if not any(_dominates(spec, other, t) for other in whole)]
+    by_number = {trial.number: trial for trial in trials}
+    front = Front(spec)
+    for trial in trials:
+        front.take(trial)
+    return [by_number[number] for number in front.best]
+
+
+class Front:
+    """The trials that no other one dominates, kept from result to result.
+
+    Its members lie in the order of their costs, the first metric first. So one is dominated only by
+    those before it; with two metrics, where the second cost falls along the front, by its
+    neighbour if by any. What a look at it costs is no more than a copy of numbers.
+
+    Args:
+        spec: the metrics and their directions.
+        members: trials that are known to be the front already.
+    """
+
+    def __init__(self, spec: ExperimentSpec, members: Iterable[TrialRecord] = ()) -> None:
+        self._spec = spec
+        self._members = sorted((costs(spec, trial), trial.number) for trial in members)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of all members, ascending."""
+        return sorted(number for _, number in self._members)
+
+    @property
+    def best(self) -> list[int]:
+        """Numbers of the front; of one metric, of the first of the best trials alone."""
+        return self.numbers[:1] if len(self._spec.metrics) == 1 else self.numbers
+
+    def take(self, trial: TrialRecord) -> None:
+        """A trial has ended; it is on the front from now on, perhaps in place of others."""
+        if trial.state != TrialState.COMPLETED or not trial.is_feasible:
+            return
+        ours = costs(self._spec, trial)
+        members, is_line = self._members, len(ours) <= 2
+        place = bisect_left(members, ours, key=itemgetter(0))
+        before = members[max(0, place - 1) : place] if is_line else members[:place]
+        if any(dominates(theirs, ours) for theirs, _ in before):
+            return
+        end = place
+        while end < len(members) and members[end][0] == ours:  # as good in everything
+            end += 1
+        keep = dropwhile if is_line else filterfalse
+        left = keep(lambda each: dominates(ours, each[0]), members[end:])
+        self._members = [*members[:end], (ours, trial.number), *left]
+
+
+def dominates(a: list[float], b: list[float]) -> bool:
+    """Whether costs that are not all the same are nowhere above others."""
+    return all(map(le, a, b))
 
 
 def costs(spec: ExperimentSpec, trial: TrialRecord) -> list[float]:
@@ -46,11 +97,6 @@ def costs(spec: ExperimentSpec, trial: TrialRecord) -> list[float]:
         value if metric.direction == "minimize" else -value
         for metric, value in zip(spec.metrics, trial.values, strict=True)
     ]
-
-
-def _dominates(spec: ExperimentSpec, a: TrialRecord, b: TrialRecord) -> bool:
-    ours, theirs = costs(spec, a), costs(spec, b)
-    return ours != theirs and all(x <= y for x, y in zip(ours, theirs, strict=True))
 
 
 def enough(spec: ExperimentSpec, trials: Sequence[TrialRecord]) -> str:

@@ -21,6 +21,7 @@ from loomos.arguments import take_arguments
 from loomos.errors import InvalidInput
 from loomos.jobs.experiments import StudyState, SuggestRequest
 from loomos.lifeline import die_with_parent
+from loomos.weaver.packing import unpack_study
 from loomos.weaver.study import Study
 
 
@@ -34,7 +35,7 @@ def serve() -> None:
         asked = json.loads(line)
         try:
             if "state" in asked:
-                study = Study(StudyState.model_validate(asked["state"]))
+                study = Study(unpack_study(StudyState.model_validate(asked["state"])))
                 continue
             print(json.dumps(_answer(study, asked["request"])), file=out)
         except InvalidInput as error:
