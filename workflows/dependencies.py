@@ -6,6 +6,7 @@ ended from outside, is found by looking now and then.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from datetime import timedelta
@@ -20,6 +21,13 @@ with workflow.unsafe.imports_passed_through():
     from workflows import calls
 
 LOOK_INTERVAL = timedelta(minutes=5)
+"""Whoever is not told of an end finds out by looking."""
+MOST_DEPENDENTS = 1000
+"""Jobs that are remembered, to be told. Each costs three events, and a history has an end."""
+MOST_TOLD = 50
+"""Jobs that are told at a time."""
+TOLD_TOGETHER = "dependents-are-told-together"
+"""Patch since which jobs are told side by side, and only so many."""
 
 
 class Dependencies:
@@ -67,15 +75,24 @@ class Dependencies:
         self._ended[ended.job_id] = ended.state
 
     def add(self, job_id: str) -> None:
-        """A job wants to be told of this one's end."""
+        """A job wants to be told of this one's end; beyond a number they have to look."""
+        if len(self.dependents) >= MOST_DEPENDENTS and workflow.patched(TOLD_TOGETHER):
+            return
         if job_id not in self.dependents:
             self.dependents.append(job_id)
 
     async def tell(self, state: JobState) -> None:
-        """Tell those who wait."""
-        while self.dependents:
-            ended = JobEnded(job_id=self._job_id, state=state)
-            await _signal(self.dependents.pop(0), "dependency_ended", ended)
+        """Tell those who wait, and those who come meanwhile as long as they are not too many."""
+        if not self.dependents:
+            return
+        ended = JobEnded(job_id=self._job_id, state=state)
+        if not workflow.patched(TOLD_TOGETHER):
+            while self.dependents:
+                await _signal(self.dependents.pop(0), "dependency_ended", ended)
+            return
+        for _ in range(0, MOST_DEPENDENTS, MOST_TOLD):
+            told, self.dependents = self.dependents[:MOST_TOLD], self.dependents[MOST_TOLD:]
+            await asyncio.gather(*(_signal(job_id, "dependency_ended", ended) for job_id in told))
 
     def _refuse_failed(self) -> None:
         for each in self._wanted:
