@@ -62,6 +62,8 @@ PROBED = (
 LONGEST_BACKOFF = timedelta(minutes=1)
 SAME_ERROR = "same-error-twice"
 """Patch since which an exception that comes again at the same step ends the job."""
+WAITS_HAND_OVER = "waits-hand-over"
+"""Patch since which a job that is paused or waits for nodes goes on in a new run, if it is long."""
 OUTAGES_COST_NOTHING = "outages-cost-nothing"
 """Patch since which an attempt that ends because the store is away counts for nothing."""
 _DELIVERING = (JobState.PUBLISHING, JobState.VERIFYING, JobState.ROLLING_OUT)
@@ -166,7 +168,8 @@ class TrainingRun:
     async def _until_resumed(self) -> None:
         if self._paused:
             self._journal.enter(JobState.PAUSED, "paused; `loomos jobs resume` goes on")
-            await workflow.wait_condition(lambda: not self._paused)
+            leaves = workflow.patched(WAITS_HAND_OVER)
+            await workflow.wait_condition(lambda: not self._paused or (leaves and _is_long()))
 
     async def _run_once(self) -> GangEnd | GangFailed:
         """Get nodes, train on them, publish if done; the nodes are given back whatever happens."""
@@ -195,11 +198,12 @@ class TrainingRun:
         return workload(self._job, self._inputs, world_size), step_s
 
     async def _acquire(self) -> Lease | None:
-        """Wait for a gang of nodes; None if paused meanwhile."""
+        """Wait for a gang of nodes; None if paused meanwhile, or if the run should hand over."""
         self._stop_wish = ""
         state = JobState.RECOVERING if self._failures else JobState.QUEUED
         self._journal.enter(state, "waits for nodes")
-        lease = await self._leasing.acquire(until=lambda: self._paused)
+        leaves = workflow.patched(WAITS_HAND_OVER)
+        lease = await self._leasing.acquire(until=lambda: self._paused or (leaves and _is_long()))
         self._migrate_to = []
         return lease
 
@@ -272,7 +276,7 @@ class TrainingRun:
 
     def _why_stop(self) -> tuple[str, LeaseRevoked | None]:
         """What the gang's supervisor asks after every event: a wish to stop, a lost lease."""
-        if workflow.info().is_continue_as_new_suggested() and not self._stop_wish:
+        if _is_long() and not self._stop_wish:
             self._stop_wish = "history"
         return self._stop_wish, self._leasing.revoked
 
@@ -557,7 +561,7 @@ class TrainingRun:
         await self._dependencies.tell(state)
 
     async def _continue_as_new_if_long(self) -> None:
-        if not workflow.info().is_continue_as_new_suggested():
+        if not _is_long():
             return
         await workflow.wait_condition(workflow.all_handlers_finished)
         await self._facts.settle()
@@ -583,3 +587,8 @@ class TrainingRun:
                 }
             )
         )
+
+
+def _is_long() -> bool:
+    """Whether this run should hand over to a new one."""
+    return workflow.info().is_continue_as_new_suggested()
