@@ -46,7 +46,7 @@ def _shorter_sweeps(carried: CarriedSweep, limits: set[str]) -> Iterator[Carried
     for length in ERROR_LENGTHS:
         carried = _with_trials(carried, [_with_error(t, length) for t in carried.trials])
         yield carried
-    while any(each.reports for each in [*carried.trials, *carried.earlier]):
+    while any(t.reports for t in carried.trials) or any(k.reports for k in carried.earlier):
         trials = [t.model_copy(update={"reports": _half(t.reports)}) for t in carried.trials]
         carried = _with_trials(carried, trials)
         carried = carried.model_copy(update={"earlier": _with_half_reports(carried.earlier)})
