@@ -29,6 +29,7 @@ from loomos.storage.layout import (
     SAMPLES_PREFIX,
     SERVERS_PREFIX,
     SHARDS_PREFIX,
+    UPLOAD_USES_PREFIX,
     UPLOADS_PREFIX,
     checkpoints_prefix,
     job_prefix,
@@ -244,8 +245,23 @@ class Sweeper:
     async def _uploads(self, request: SweepRequest) -> Swept:
         cut = datetime.now(UTC) - self._rules.uploads
 
+        def work() -> Swept:
+            uses = list(self._store.objects(UPLOAD_USES_PREFIX))
+            recent = {use.key.removeprefix(UPLOAD_USES_PREFIX) for use in uses if not is_old(use)}
+            swept = self._page(
+                request,
+                UPLOADS_PREFIX,
+                lambda item: item.key.split("/")[1] not in recent and is_garbage(item),
+            )
+            if not request.dry_run:
+                self._delete(use.key for use in uses if is_old(use))
+            return swept
+
+        def is_old(item: ObjectInfo) -> bool:
+            return item.modified_at < cut
+
         def is_garbage(item: ObjectInfo) -> bool:
-            if item.modified_at >= cut:
+            if not is_old(item):
                 return False
             try:
                 record = UploadRecord.model_validate_json(self._store.get(item.key))
@@ -253,7 +269,7 @@ class Sweeper:
                 return False
             return record.uploaded_at < cut
 
-        return await asyncio.to_thread(self._page, request, UPLOADS_PREFIX, is_garbage)
+        return await asyncio.to_thread(work)
 
     async def _unreferenced(self, request: SweepRequest, prefix: str, kept: timedelta) -> Swept:
         """Old objects that nothing refers to. What refers is read after what is old is listed."""

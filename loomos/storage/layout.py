@@ -13,6 +13,7 @@
     keys/<kind>/<digest>/<revision>.json                     what an idempotency key stands for
     blobs/<sha256>                                           content-addressed inputs
     uploads/<sha256>/<owner>.json                            whose upload a listing of blobs is
+    upload-uses/<sha256>                                     as old as the last use of an upload
     environments/<sha256>                                    the blob is the package list of a node
     models/<name>/<version>/...                              published versions; manifest.json last
     attestations/<name>/<version>/...                        what LoomOS signed about a version
@@ -155,6 +156,7 @@ JOBS_PREFIX = "jobs/"
 BLOBS_PREFIX = "blobs/"
 MODELS_PREFIX = "models/"
 UPLOADS_PREFIX = "uploads/"
+UPLOAD_USES_PREFIX = "upload-uses/"
 VERIFICATIONS_PREFIX = "verifications/"
 CONTINUAL_PREFIX = "continual/"
 SHARDS_PREFIX = "verifications/shards/"
@@ -172,6 +174,11 @@ def uploads_prefix(sha256: str) -> str:
 def upload_key(sha256: str, owner: str) -> str:
     """The upload of one person."""
     return f"{uploads_prefix(sha256)}{hashlib.sha256(owner.encode()).hexdigest()[:32]}.json"
+
+
+def upload_use_key(sha256: str) -> str:
+    """Written whenever an upload is used; beside its records, so that none comes back by it."""
+    return f"{UPLOAD_USES_PREFIX}{sha256}"
 
 
 def inputs_prefix(job_id: str) -> str:

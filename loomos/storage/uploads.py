@@ -26,7 +26,14 @@ from loomos.jobs.uploads import (
 from loomos.manifest import UPLOAD_SCHEME
 from loomos.quantities import format_bytes
 from loomos.storage import Store, file_sha256
-from loomos.storage.layout import UPLOADS_PREFIX, blob_key, upload_key, uploads_prefix
+from loomos.storage.layout import (
+    UPLOAD_USES_PREFIX,
+    UPLOADS_PREFIX,
+    blob_key,
+    upload_key,
+    upload_use_key,
+    uploads_prefix,
+)
 
 CHECKED_AT_ONCE = 16
 MOST_MISSING = 1000
@@ -174,10 +181,7 @@ def _check_parts(listing: UploadListing) -> None:
 
 def touch_upload(store: Store, sha256: str) -> None:
     """Note that an upload is used, which puts off its end."""
-    for item in store.objects(uploads_prefix(sha256)):
-        record = UploadRecord.model_validate_json(store.get(item.key))
-        used = record.model_copy(update={"uploaded_at": datetime.now(UTC)})
-        store.put(item.key, used.model_dump_json().encode())
+    store.put(upload_use_key(sha256), b"")
 
 
 def list_uploads(store: Store, owner: str | None) -> list[UploadRecord]:
@@ -187,11 +191,21 @@ def list_uploads(store: Store, owner: str | None) -> list[UploadRecord]:
         for item in store.objects(UPLOADS_PREFIX)
         if owner is None or item.key.endswith(upload_key("", owner).rpartition("/")[2])
     ]
-    items.sort(key=lambda item: item.modified_at, reverse=True)
+    uses = {
+        item.key.removeprefix(UPLOAD_USES_PREFIX): item.modified_at
+        for item in store.objects(UPLOAD_USES_PREFIX)
+    }
+
+    def used_at(sha256: str, since: datetime) -> datetime:
+        return max(since, uses.get(sha256, since))
+
+    items.sort(key=lambda item: used_at(item.key.split("/")[1], item.modified_at), reverse=True)
     found: list[UploadRecord] = []
     for item in items[:MOST_LISTED]:
         with suppress(NotFound):  # forgotten meanwhile
-            found.append(UploadRecord.model_validate_json(store.get(item.key)))
+            record = UploadRecord.model_validate_json(store.get(item.key))
+            used = used_at(record.sha256, record.uploaded_at)
+            found.append(record.model_copy(update={"uploaded_at": used}))
     return sorted(found, key=lambda record: record.uploaded_at, reverse=True)
 
 

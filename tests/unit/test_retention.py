@@ -23,8 +23,8 @@ from loomos.retention.usage import UsageCounter, usage_by_class
 from loomos.serving.outcomes import READ_UP_TO
 from loomos.settings import RetentionSettings, StorageSettings
 from loomos.storage._local import LocalStore
-from loomos.storage.layout import blob_key, upload_key
-from loomos.storage.uploads import make_upload
+from loomos.storage.layout import blob_key, upload_key, upload_use_key
+from loomos.storage.uploads import list_uploads, make_upload, touch_upload
 from loomos.training.resolve import resolve
 from tests.gangs import tiny_spec
 from workers.gpu import clear_leftovers, tidy
@@ -308,7 +308,15 @@ async def test_uploads_end_when_no_document_names_them(store: LocalStore) -> Non
     assert (await swept(store, Lives(), Sweepable.UPLOADS)).objects == 0
     old = record.model_copy(update={"uploaded_at": NOW - 31 * DAY})
     put(store, upload_key(listing.sha256, "ann"), old.model_dump_json().encode())
+    touch_upload(store, listing.sha256)
+    assert (await swept(store, Lives(), Sweepable.UPLOADS)).objects == 0
+    (listed,) = list_uploads(store, "ann")
+    assert listed.uploaded_at > NOW - DAY
+    put(store, upload_use_key(listing.sha256))
     assert (await swept(store, Lives(), Sweepable.UPLOADS)).objects == 1
+    assert not store.exists(upload_use_key(listing.sha256))
+    touch_upload(store, listing.sha256)  # by a document that was read before
+    assert list_uploads(store, "ann") == []
 
 
 async def test_what_schedules_remember_stays_and_data_of_versions_too(store: LocalStore) -> None:
