@@ -161,7 +161,7 @@ async def test_failures_are_told_tried_again_and_survived(stack: Stack, tmp_path
         parameters={"how": {"type": "choice", "values": hows}},
         sampler="grid",
         limits=[{"metric": "seconds", "max": 5}],
-        trial_timeout="3s",
+        trial_timeout="6s",
         parallelism=2,
         retries=1,
     )
@@ -228,7 +228,7 @@ async def test_stop_cancel_budget_and_patience(stack: Stack, tmp_path):
             await client.experiments.cancel(second.experiment_id)
 
         timed = slow.spec.model_copy(
-            update={"budget": slow.spec.budget.model_validate({"max_duration": "2s"})}
+            update={"budget": slow.spec.budget.model_validate({"max_duration": "5s"})}
         )
         ended, trials = await run(client, slow.model_copy(update={"spec": timed}))
         assert ended.message == "the budget's max_duration is used"
