@@ -269,6 +269,9 @@ class Judge:
                 try:
                     reply = self._ask(http, answer, deadline)
                 except httpx.HTTPError as error:
+                    # What breaks off at the deadline was given too little time by us.
+                    if isinstance(error, httpx.TimeoutException) and time.monotonic() >= deadline:
+                        raise _too_long(self.name, len(items)) from None
                     raise Unavailable(f"{self.name} does not answer: {error}") from error
                 if reply is None:
                     raise _too_long(self.name, len(items))

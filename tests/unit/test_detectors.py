@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -205,10 +204,8 @@ def test_models_that_take_too_long_are_given_up(
     judge: str, classifier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loomos.prism.detectors.MODEL_S", 0.2)
-    began = time.monotonic()
     with pytest.raises(InvalidInput, match=r"did not decide 1 answers within 0\.2 s"):
         find_all(find_detector(f"classifier:{classifier}"), [("x", {})])
-    assert time.monotonic() - began < 20
     with pytest.raises(InvalidInput, match=r"did not decide 100000 answers within 0\.2 s"):
         find_all(find_detector(f"judge:{judge}|m|Is it rude?"), [("x", {})] * 100_000)
 
