@@ -15,6 +15,7 @@ from api import traffic
 from api.traffic import Traffic
 from loomos.errors import NotFound
 from loomos.jobs.serving import EndpointSpec, Route, ServerStatus, Target
+from loomos.serving import api_errors
 from loomos.serving.api_errors import MOST_MEMBERS, ApiError, decode
 from loomos.serving.table import create_route
 from loomos.storage import Store
@@ -79,14 +80,18 @@ async def test_an_endpoint_is_found_as_soon_as_it_is_there(
 @pytest.mark.parametrize(
     "value", ["{},", "[],", '"",', "0,", '"a":0,', '"{",{},', '"\\\\",{},', '"\\"",[],']
 )
-def test_a_body_of_millions_of_values_is_refused_before_it_is_read(value: str) -> None:
+def test_a_body_of_millions_of_values_is_refused_before_it_is_read(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        pytest.fail("it was read")
+
+    monkeypatch.setattr(api_errors, "from_json", read)
     content = value * (4_000_000 // len(value))
     is_object = value.startswith('"a"')
     body = f'{{"x": {{{content}"b": 0}}}}' if is_object else f'{{"x": [{content}0]}}'
-    began = time.process_time()
     with pytest.raises(ApiError, match=r"more than 1,048,576 values, or 200,000 lists"):
         decode(body.encode())
-    assert time.process_time() - began < 1
 
 
 def test_marks_within_texts_are_no_values() -> None:
