@@ -36,17 +36,18 @@ sandbox: ## install Debian's bubblewrap and node, in which the code environment 
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	$$(command -v bwrap >/dev/null || echo bubblewrap) $$(command -v node >/dev/null || echo nodejs); }
 
-# Tests that need no stack run on several cores at a time.
-PYTEST = $(BIN)/python -m pytest -q tests
+# Tests that need no stack share the cores; the others wait most of the time, so two stacks run.
+PYTEST = $(BIN)/python -m pytest -q
 SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist worksteal
+ON_STACKS = tests/durable tests/e2e -n 2 --dist loadfile
 
 test: $(STAMP) postgres sandbox lint ## lint, and all tests but the longest
-	$(PYTEST) -m "not stack and not slow" $(SIDE_BY_SIDE)
-	$(PYTEST) -m "stack and not slow"
+	$(PYTEST) tests -m "not stack and not slow" $(SIDE_BY_SIDE)
+	$(PYTEST) $(ON_STACKS) -m "stack and not slow"
 
 test-all: $(STAMP) postgres sandbox lint ## every test, the whole kill matrix included
-	$(PYTEST) -m "not stack" $(SIDE_BY_SIDE)
-	$(PYTEST) -m stack
+	$(PYTEST) tests -m "not stack" $(SIDE_BY_SIDE)
+	$(PYTEST) $(ON_STACKS) -m stack
 
 demo: $(STAMP) ## train a small model, kill a worker on the way, sample from what comes out
 	$(BIN)/python examples/demo/run.py
