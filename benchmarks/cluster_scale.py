@@ -412,6 +412,11 @@ async def patiently(cluster: ClusterClient, *, whole: bool = False) -> ClusterSt
             print(f"waits: {error}", flush=True)
 
 
+def held(status: ClusterStatus) -> int:
+    """Nodes that jobs hold."""
+    return sum(len(lease.nodes) for lease in status.leases)
+
+
 def quantile(values: list[float], share: float) -> float:
     """The value that so much of them do not exceed."""
     ordered = sorted(values)
@@ -468,13 +473,13 @@ async def simulate(
             if first % 1000 == 0:
                 print(f"{first} jobs after {time.monotonic() - began:.0f} s", flush=True)
         deadline = time.monotonic() + 900
-        while (page := await patiently(cluster)).leases_total < nodes_count * 0.9:
-            assert time.monotonic() < deadline, f"{page.leases_total} leases, {following}"
+        while held(page := await patiently(cluster, whole=True)) < nodes_count * 0.9:
+            assert time.monotonic() < deadline, f"{held(page)} nodes held, {following}"
             await asyncio.sleep(2)
         queued = page.waiting_total + page.deferred
         print(
             f"{jobs_count} jobs after {time.monotonic() - began:.0f} s: {page.leases_total} hold "
-            f"nodes, {page.waiting_total} queued, {page.deferred} wait for admission",
+            f"{held(page)} nodes, {page.waiting_total} queued, {page.deferred} wait for admission",
             flush=True,
         )
         start, granted = time.time(), jobs.counts["granted"]
@@ -513,8 +518,8 @@ def report(
     waits_s = [took for at, took in watch.grants if at > start]
     audits = [why for at, why in watch.audits if at > start]
     grants = jobs.counts["granted"] - granted
-    held = {lease.epoch for lease in after.leases}
-    lost = [epoch for epoch in jobs.abandoned if epoch in held]
+    epochs = {lease.epoch for lease in after.leases}
+    lost = [epoch for epoch in jobs.abandoned if epoch in epochs]
     answer = max(size for found in answers.values() for _, size in found)
     ready = sum(node.state == "ready" for node in after.nodes)
     facts: list[tuple[str, str, bool]] = [

@@ -245,6 +245,7 @@ async def test_stop_cancel_budget_and_patience(stack: Stack, tmp_path):
             await client.experiments.get("search-00000000")
 
 
+@pytest.mark.slow
 async def test_several_goals_make_a_front_and_a_later_search_learns_from_it(stack, tmp_path):
     unit = {"type": "uniform", "min": 0, "max": 1}
     goals = {
@@ -424,6 +425,7 @@ async def test_a_population_of_trainings_hands_checkpoints_over(stack: Stack):
         assert trial.reports[0][1] < trials[trial.parent].reports[0][1]
 
 
+@pytest.mark.slow
 async def test_a_trial_may_be_a_job_of_its_own(stack: Stack):
     document = trainings(
         objective={"own_page": True},

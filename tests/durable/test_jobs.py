@@ -190,6 +190,7 @@ async def test_pause_gives_the_nodes_back_and_resume_goes_on(
     assert done.published.weights_sha256 == expected.published.weights_sha256
 
 
+@pytest.mark.slow
 async def test_a_job_moves_to_another_node_while_it_runs(
     stack: Stack, client: LoomOSClient
 ) -> None:

@@ -16,10 +16,7 @@ from tests.stack import Stack, manifest, tiny_job
 VICTIMS = ("rank", "node-2", "control", "gateway", "temporal", "s3", "everything")
 PHASES = ("queued", "starting", "mid-step", "mid-checkpoint", "publishing")
 
-IN_EVERY_RUN = {
-    ("rank", "mid-step"),
-    ("temporal", "mid-step"),
-}
+IN_EVERY_RUN = {("rank", "mid-step")}
 """Cells of `make test`; the others run in `make test-all`."""
 
 

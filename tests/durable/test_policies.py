@@ -79,6 +79,7 @@ def policy_lab(tmp_path: Path, rank_host: RankHost) -> MakeLab:
             2,
             1,
             id="weave on two nodes",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {
@@ -269,7 +270,13 @@ ANY_NUMBER = {"curriculum": {"success_threshold": 0.01, "window": 8}}
             marks=pytest.mark.slow,
         ),
         pytest.param("grpo", {"turns": True}, 1, id="grpo in turns", marks=pytest.mark.slow),
-        pytest.param("ppo", {"n_epochs": 2, "minibatch_size": 8}, 2, id="ppo with a value head"),
+        pytest.param(
+            "ppo",
+            {"n_epochs": 2, "minibatch_size": 8},
+            2,
+            id="ppo with a value head",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "ppo",
             {"turns": True, "n_epochs": 1, "beta": 0.0},

@@ -91,6 +91,7 @@ async def test_a_sound_version_goes_through_every_stage_and_becomes_stable(
     assert kinds.count("rollout_promoted") == 1 and kinds.count("traffic_changed") == 3
 
 
+@pytest.mark.slow
 async def test_history_stays_short_however_long_a_stage_is(
     stack: Stack, client: LoomOSClient, endpoint: str, versions: Versions
 ) -> None:

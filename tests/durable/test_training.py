@@ -29,11 +29,11 @@ def lora(method: str = "lora") -> dict[str, Any]:
         pytest.param({}, 1, 4, id="ddp with 4 ranks", marks=pytest.mark.slow),
         pytest.param({"strategy": {"type": "fsdp2"}}, 2, 1, id="fsdp2"),
         pytest.param({"tuning": lora()}, 2, 1, id="lora with dropout", marks=pytest.mark.slow),
-        pytest.param({"tuning": lora("qlora")}, 1, 2, id="qlora"),
+        pytest.param({"tuning": lora("qlora")}, 1, 2, id="qlora", marks=pytest.mark.slow),
         pytest.param(
             {"tuning": {"micro_batch_size": 2}}, 1, 2, id="accumulation", marks=pytest.mark.slow
         ),
-        pytest.param({"tuning": {"precision": "bf16"}}, 1, 2, id="bf16"),
+        pytest.param({"tuning": {"precision": "bf16"}}, 1, 2, id="bf16", marks=pytest.mark.slow),
     ],
 )
 async def test_a_killed_run_resumes_to_the_same_bits(
@@ -93,7 +93,14 @@ def cut_manifest(job: Lab, prefix: str) -> None:
     job.store.put(key, job.store.get(key)[:100])
 
 
-@pytest.mark.parametrize("damage", [corrupt_byte, delete_shard, cut_manifest])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        corrupt_byte,
+        pytest.param(delete_shard, marks=pytest.mark.slow),
+        pytest.param(cut_manifest, marks=pytest.mark.slow),
+    ],
+)
 async def test_a_damaged_checkpoint_is_passed_over_and_reported(
     lab: MakeLab, damage: Callable[[Lab, str], None]
 ) -> None:

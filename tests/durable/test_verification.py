@@ -172,7 +172,7 @@ def verify_offline(model: Path, folder: Path, max_prompts: int = 120) -> dict[st
 
 
 def test_everything_runs_with_sockets_to_the_outside_blocked(behaved: Path, tmp_path: Path) -> None:
-    found = verify_offline(behaved, tmp_path)
+    found = verify_offline(behaved, tmp_path, max_prompts=30)
     assert found == dict.fromkeys(SUITES, "PASS")
     listing = subprocess.run(
         [
@@ -207,6 +207,7 @@ def knows():
 """
 
 
+@pytest.mark.slow
 async def test_a_task_of_inspect_runs_against_an_endpoint(
     stack: Stack, client: LoomOSClient, behaved: Path, tmp_path: Path
 ) -> None:

@@ -344,6 +344,7 @@ def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], said: str)
 # --- exploration --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_finds_the_treasure_that_ppo_does_not() -> None:
     """DeepSea of 14: one path in 16,384 pays, every step towards it costs."""
     import loomos.rl.environments  # registers it
