@@ -211,6 +211,19 @@ def find_state_dir() -> Path | None:
     return None
 
 
+def meant_state_dir() -> Path | None:
+    """Data of the stack that a command means: of a named context, the nearest, the current one.
+
+    None if that is a gateway elsewhere, or there is none.
+    """
+    if (named := chosen_by_flag() or chosen_by_variable()) is not None:
+        return named.state_dir
+    nearest = find_state_dir()
+    if nearest is None and (chosen := current()) is not None:
+        return chosen.state_dir
+    return nearest
+
+
 def read_stack(folder: Path) -> dict[str, Any]:
     """The settings part of a stack's file; empty if there is no stack."""
     try:

@@ -69,6 +69,12 @@ AUDITS_BESIDE = "audits-beside"
 
 TOLD_IN_BATCHES = "told-in-batches"
 """Patch since which a burst of requests is taken in at once and answered bit by bit."""
+REPLAYED_IN_TIME = "replayed-in-time"
+"""Patch since which a run hands over before its replay lasts longer than a task may."""
+MOST_WEIGHED = 400_000
+"""What a run's decisions look at, nodes and requests added up over all, until it hands over. With a
+thousand nodes each took 30 us to decide on again: a worker that must replay the run, for instance
+because a signal came while it handed over, needs 12 s of the 30 that a task has."""
 EVENTS_PER_NODE = 4
 """So many more events than other workflows a run may have for each node, until it hands over."""
 MOST_HISTORY_BYTES = 16 * 2**20
@@ -93,6 +99,7 @@ class Cluster:
         self._audit = state.audit
         self._holds: dict[str, asyncio.Task[None]] = {}
         self._changed = True
+        self._weighed = 0
         # Signals may come before `run` begins.
         self._is_batched = workflow.patched(TOLD_IN_BATCHES)
 
@@ -100,6 +107,7 @@ class Cluster:
     async def run(self, state: ClusterState) -> None:
         """Serve until the history is long, then go on in a new run."""
         self._is_beside = workflow.patched(AUDITS_BESIDE)
+        self._is_replayed_in_time = workflow.patched(REPLAYED_IN_TIME)
         if self._is_beside:
             self._auditing = asyncio.create_task(self._audits())
         while not self._is_long():
@@ -138,6 +146,8 @@ class Cluster:
         info = workflow.info()
         if not self._is_batched:
             return info.is_continue_as_new_suggested()
+        if self._is_replayed_in_time and self._weighed > MOST_WEIGHED:
+            return True
         most = MOST_EVENTS + EVENTS_PER_NODE * len(self._allocation.nodes)
         return info.get_current_history_length() > most or (
             info.get_current_history_size() > MOST_HISTORY_BYTES
@@ -255,6 +265,7 @@ class Cluster:
         """Send what nodes' ends and the scheduler ask back, then what is granted."""
         if self._is_batched:
             self._turn_away()
+        self._weighed += len(self._allocation.nodes) + len(self._allocation.waiting)
         granted, asked_back = self._allocation.decide(workflow.now())
         if self._allocation.has_more:
             self._changed = True

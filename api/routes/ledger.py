@@ -217,7 +217,9 @@ async def get_consistency(old: Size, new: Size, parts: Parts, who: Reader) -> Co
 async def get_provenance(name: Name, version: Name, parts: Parts, who: Reader) -> Lineage:
     """Everything the ledger knows of how a model version was made, with proofs."""
     manifest = await asyncio.to_thread(_manifest, parts, name, version)
-    job_id = json.loads(manifest)["lineage"]["job_id"]
+    job_id = json.loads(manifest)["lineage"].get("job_id")
+    if job_id is None:
+        raise NotFound(f"{name}@{version} was uploaded: no job here made it, so none is told of")
     facts = await parts.db.query_events(stream=stream_of(job_id), limit=MOST_FACTS)
     if not any(f.event_type == PUBLISHED and f.data["version"] == version for f in facts):
         raise NotFound(f"the publication of {name}@{version} is not in the ledger yet")

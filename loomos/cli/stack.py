@@ -174,12 +174,8 @@ def _state_dir(folder: Path | None, *, starts: bool = False) -> StateDir:
     named = contexts.chosen_by_flag() or contexts.chosen_by_variable()
     if named is not None and named.state_dir is None:
         raise InvalidInput(f"{named.where} is not a stack of this machine; name another context")
-    if named is not None and named.state_dir is not None:
-        return StateDir(named.state_dir)
-    nearest = contexts.find_state_dir()
-    if nearest is None and not starts and (current := contexts.current()) is not None:
-        nearest = current.state_dir
-    return StateDir(nearest or Path.cwd() / contexts.STATE_DIR)
+    found = contexts.find_state_dir() if starts and named is None else contexts.meant_state_dir()
+    return StateDir(found or Path.cwd() / contexts.STATE_DIR)
 
 
 def _await_health(

@@ -60,13 +60,13 @@ def du(
     output: Output = None,
 ) -> None:
     """Show what takes how much: of this machine's disk, and of the store by class."""
+    from loomos.contexts import meant_state_dir
     from loomos.errors import Unavailable
-    from loomos.settings import find_state_dir
 
     async def work(client: LoomOSClient) -> StorageUsage:
         return await client.retention.usage()
 
-    root = folder or find_state_dir()
+    root = folder or meant_state_dir()
     disk = _disk(root) if root is not None else {}
     try:
         store: StorageUsage | None = call(work)

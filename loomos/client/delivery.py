@@ -26,6 +26,7 @@ from loomos.jobs.names import (
     ROLLOUT_KIND,
     VERIFICATION_KIND,
     endpoint_workflow_id,
+    new_identifier,
     rollout_workflow_id,
     verification_workflow_id,
 )
@@ -304,7 +305,7 @@ class DeliveryClient:
 
     async def start_verification(self, job: VerificationJob, owner: str) -> VerificationStatus:
         """Start a verification."""
-        verification_id = verification_workflow_id(f"{job.metadata.name}-{uuid.uuid4().hex[:8]}")
+        verification_id = verification_workflow_id(f"{job.metadata.name}-{new_identifier()}")
         run = VerificationInput(
             verification_id=verification_id, owner=owner, model=job.model, spec=job.spec
         )

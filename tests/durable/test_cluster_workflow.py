@@ -163,6 +163,52 @@ async def test_a_busy_cluster_audits_and_an_audit_that_fails_stops_no_grant(
             await each.terminate()
 
 
+async def test_a_run_hands_over_before_its_decisions_take_long_to_replay(
+    temporal: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change is a decision that looks at one node; ten of them are a run."""
+    monkeypatch.setattr(cluster, "MOST_WEIGHED", 10)
+    queue, info = f"brief-{uuid.uuid4().hex[:6]}", node("n2")
+    control = Worker(
+        temporal,
+        task_queue=queue,
+        workflows=[cluster.Cluster],
+        activities=[Audits().audit],
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        deployment_config=deployment(),
+    )
+    holder = Worker(
+        temporal, task_queue=info.task_queue, activities=[hold], deployment_config=deployment()
+    )
+    async with control, holder:
+        handle = await temporal.start_workflow(
+            "Cluster",
+            pack(ClusterState(), datetime.now(UTC)),
+            id=queue,
+            task_queue=queue,
+            start_signal="register_node",
+            start_signal_args=[info],
+        )
+
+        async def status() -> ClusterStatus:
+            await handle.signal("register_node", info)
+            return await handle.query("status", result_type=ClusterStatus)
+
+        async def run_id() -> str | None:
+            await status()
+            return (await handle.describe()).run_id
+
+        for _ in range(3):
+            before = (await handle.describe()).run_id
+            await until(run_id, lambda now, before=before: now != before)
+        found = await until(status, lambda s: len(s.nodes) == 1)
+        assert found.nodes[0].info.node_id == "n2"
+        ended = temporal.get_workflow_handle(queue, run_id=handle.first_execution_run_id)
+        description = await ended.describe()
+        assert description.history_length < 200  # by events it would go on
+        await handle.terminate()
+
+
 def lease_of(job_id: str, run_id: str | None) -> Lease:
     return Lease(epoch=7, job_id=job_id, run_id=run_id or "", ticket=1, nodes=[], ranks_per_node=1)
 

@@ -301,6 +301,9 @@ async def test_the_sdk_deploys_a_folder_and_asks_it(
     )
     assert response.version == deployment.route.stable.version
     assert response.usage["completion_tokens"] > 0
+    name, version = deployment.route.stable.version.split("@")
+    with pytest.raises(NotFound, match="was uploaded: no job here made it"):
+        await client.ledger.lineage(name, version)
     again = await client.models.upload(folder, "my-model-api")
     assert f"my-model-api@{again.version}" == deployment.route.stable.version
     with pytest.raises(Conflict, match=r"is served by my-model-api|move the alias"):
