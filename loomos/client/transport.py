@@ -73,8 +73,10 @@ class Transport:
     ) -> None:
         settings = load_settings()
         self.endpoint = (endpoint or settings.cluster.endpoint).rstrip("/")
-        # What belongs to the stack of the settings is for its own gateway only.
-        is_stacks = self.endpoint == settings.cluster.endpoint.rstrip("/")
+        # What belongs to the stack of the settings is for its own gateway only. Who names both
+        # says where the token goes: another stack may be where that one was.
+        is_named = endpoint is not None and auth_token is not None
+        is_stacks = not is_named and self.endpoint == settings.cluster.endpoint.rstrip("/")
         self._stack_key = read_stack_key(settings.auth.stack_key_file) if is_stacks else None
         file = settings.auth.stack_key_file if is_stacks else None
         self._stack = file.parent.parent if file else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from loomos import contexts
-from loomos.errors import InvalidInput, NotFound
+from loomos.client.http import LoomOSClient
+from loomos.errors import InvalidInput, NotFound, Unavailable
 from loomos.settings import load_settings
 from tests.stack import a_stack_at
 
@@ -119,3 +121,26 @@ def test_a_file_of_contexts_that_is_wrong_is_named(home: Path, content: str) -> 
     contexts.contexts_file().write_text(content)
     with pytest.raises(InvalidInput, match=r"contexts\.yaml"):
         load_settings()
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_a_gateway_that_is_named_with_its_token_need_not_be_the_nearest_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_named: bool
+) -> None:
+    """Another stack may listen where a stopped one did."""
+    a_stack_at(tmp_path / "work" / ".loomos", LOCAL)
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, json={"jobs": [], "next_cursor": None})
+
+    given = (LOCAL, "a token of the other stack") if is_named else ()
+    transport = httpx.MockTransport(answer)
+    async with LoomOSClient(*given, transport=transport) as client:
+        if is_named:
+            assert (await client.list_jobs()).jobs == []
+        else:
+            with pytest.raises(Unavailable, match="so no token was sent"):
+                await client.list_jobs()
+    assert asked == ["/api/v1/jobs"] if is_named else "/api/v1/jobs" not in asked
